@@ -1,0 +1,98 @@
+"""Every constant, with its unit and what gets worse when it is smaller or larger."""
+
+from __future__ import annotations
+
+PORT = 5494
+"""TCP port of a master, as in the original cluster-workers."""
+
+CLUSTER_NAME = "default"
+"""Name of a cluster that was given none."""
+
+MAX_ATTEMPTS = 3
+"""Slot deaths that one job may cause. Fewer: a passing fault ends a job. More: a job that
+always crashes takes longer to say so."""
+
+MAX_WORKER_LOSSES = 5
+"""Whole workers that may vanish under one *running* job. This charges nobody's code; it only
+keeps a job that takes its node down with it from doing so for ever."""
+
+# --- time, in seconds -----------------------------------------------------------------------
+
+HANDSHAKE_S = 10.0
+"""From the first byte to a proven key. Smaller: slow nodes fail under load. Larger: silent
+connections hold a thread longer."""
+
+CONNECT_S = 5.0
+"""One attempt at a TCP connection."""
+
+WAIT_S = 60.0
+"""How long a worker waits for a master that is not up yet."""
+
+GRACE_S = 25.0
+"""How long a worker that was told to stop lets running jobs finish. SLURM kills 30 s after it
+asks; a larger value would be cut off there."""
+
+POLL_S = 20.0
+"""Length of one long poll. Smaller: more idle traffic. Larger: none but this many seconds more
+until a half-open connection is noticed by its caller."""
+
+REPLY_S = 15.0
+"""How much later than due a reply may be before the caller takes the master for lost."""
+
+BEAT_S = 2.0
+"""A worker that has nothing to report still reports this often. Smaller: idle cost."""
+
+SILENT_S = 15.0
+"""A worker that was not heard for this long has lost its jobs. Smaller: a busy node or network
+is taken for a dead one. Larger: jobs wait longer on a node that vanished."""
+
+SWEEP_S = 1.0
+"""How often the master looks for silent workers and overdue polls."""
+
+NOTICE_S = 0.010
+"""A job that runs longer than this is announced as running, and what is queued behind it in its
+slot is taken back. Smaller: more ticks on a busy worker. Larger: jobs wait behind a long one."""
+
+# --- sizes ----------------------------------------------------------------------------------
+
+HORIZON_S = 0.030
+"""Work, in seconds a slot, that a worker keeps in stock. Must cover one round trip to the
+master under load; more only moves the queue from the master, where it can still be routed."""
+
+SLOT_HORIZON_S = 0.006
+"""Work, in seconds, handed to one slot at a time. Must cover one wake-up of the agent and `PACE_MAX_S`."""
+
+PACE_S = 20e-6
+"""After a report a worker lets this pass for each outcome in it before it looks for the next ones, up to
+`PACE_MAX_S`. More: larger batches, which cost everybody less, and later results on a busy cluster."""
+
+PACE_MAX_S = 0.002
+"""The longest such pause."""
+
+PACE_FROM_JOBS = 8
+"""Reports with fewer outcomes than this are followed by no pause: the worker is not busy."""
+
+MAX_STOCK = 1000
+"""Jobs a slot that a worker holds at most, however short they are."""
+
+MAX_BATCH_JOBS = 2000
+"""Jobs in one message. Larger: fewer messages, longer pauses of each side while it works on one."""
+
+MAX_BATCH_BYTES = 1 << 20
+"""Bytes in one message after which no further job is added to it."""
+
+MAX_FRAME_BYTES = 4 << 30
+"""A longer frame is taken for a confused peer, not for a message."""
+
+MAX_HALF_OPEN = 64
+"""Connections that may be proving their key at once, a short-lived thread each."""
+
+BACKLOG = 4096
+"""Connections that the kernel holds for the master (it lowers this to its own limit)."""
+
+READ_BYTES = 64 << 10
+"""Bytes taken from a socket or pipe in one call. Larger: from 128 KiB the C library maps and unmaps
+memory for every call, which costs more than the calls that it saves."""
+
+LOADED_FUNCTIONS = 256
+"""Functions that a slot keeps loaded. Fewer: programs with many functions load them again."""

@@ -1,0 +1,98 @@
+"""What crosses the wire between client, master and worker.
+
+The envelope is that of `multiprocessing.managers`: a pickled `(object, method, args, kwargs)`
+one way, `(kind, value)` back. Everything inside is made of tuples, lists, dicts, str, bytes,
+int, float, bool and None, so that either side can refuse to unpickle anything else, and because
+plain tuples are what a batch of many small jobs can afford. What users send stays bytes here.
+
+Methods of `JobQueue`
+    join(hello) -> welcome                          a client or worker introduces itself
+    put(client, jobs)                               client: queue these
+    cancel(client, numbers) -> numbers              client: of these, the ones withdrawn
+    take(worker, room, wait_s) -> (orders, leases)  worker: long poll for work
+    status() -> dict                                anyone: what `cwmp-status` shows
+Methods of `ResultQueue`
+    report(worker, report)                          worker: outcomes, and a sign of life
+    collect(client, after, wait_s) -> (seq, events) client: long poll; acknowledges up to `after`
+    leave(member)                                   client or worker: goodbye
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from typing import Any, Dict, List, Optional, Tuple
+
+PROTOCOL = 1
+"""Raised whenever a message changes; two sides with different numbers refuse each other."""
+
+JOB_QUEUE = "JobQueue"
+RESULT_QUEUE = "ResultQueue"
+
+Job = Tuple[int, bytes, bytes]
+"""(number, function, call). The number is the client's own; equal functions are the same object,
+so a batch carries each of them once."""
+
+Lease = Tuple[int, int, bytes, bytes]
+"""(ticket, attempt, function, call): one hand-out of a job to a worker."""
+
+Outcome = Tuple[int, int, bytes]
+"""(ticket, kind, data): how an attempt ended, from the worker."""
+
+Event = Tuple[int, int, Any]
+"""(number, kind, data): what became of a job, to its client."""
+
+# Kinds of outcome and event. RUNNING is the only one that does not end the job.
+RESULT = 0  # data: the pickled return value
+ERROR = 1  # data: the pickled error, see payload.dump_error
+LOST = 2  # data: list of dicts, one an attempt, see errors.WorkerLost
+RUNNING = 3  # data: None
+
+# Orders to a worker.
+RETURN_STOCK = "return-stock"  # another worker starves: give back what has not started
+
+
+def this_side(role: str, **facts: Any) -> Dict[str, Any]:
+    """The hello of this process: its role, versions, and `facts` such as slots and node."""
+    import os
+
+    return {
+        "role": role,
+        "protocol": PROTOCOL,
+        "python": python_minor(),
+        "node": platform.node(),
+        "pid": os.getpid(),
+        **facts,
+    }
+
+
+def python_minor() -> str:
+    """The running Python as "3.11": pickles of code do not travel between minor versions."""
+    return f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+def refusal(mine: Dict[str, Any], theirs: Dict[str, Any]) -> Optional[str]:
+    """Why the two sides cannot work together, in one sentence; None if they can.
+
+    >>> print(refusal({"protocol": 2}, {"protocol": 1, "role": "worker"}))
+    this worker speaks cwmp protocol 1 and the cluster speaks 2: install the same cwmp on both sides
+    """
+    role = theirs.get("role")
+    if theirs.get("protocol") != mine["protocol"]:
+        return (
+            f"this {role} speaks cwmp protocol {theirs.get('protocol')} and the cluster speaks "
+            f"{mine['protocol']}: install the same cwmp on both sides"
+        )
+    if theirs.get("python") != mine["python"]:
+        return (
+            f"this {role} runs Python {theirs.get('python')} and the cluster runs Python "
+            f"{mine['python']}: start both with the same Python minor version"
+        )
+    return None
+
+
+Report = Dict[str, Any]
+"""outcomes: List[Outcome]; running: List[ticket]; returned: List[ticket]; died: List of
+(ticket, cause dict); and facts: slots, busy, done, rss_bytes."""
+
+Orders = List[str]
