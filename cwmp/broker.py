@@ -1,0 +1,381 @@
+"""The state and the rules: jobs, leases, fair queues, attempts, expiry.
+
+Pure: no thread, lock, socket, log or clock; `now` is an argument and answers are return values.
+
+    submit                take                      finish
+    ------> QUEUED -----------------> LEASED -----------------> gone (an event for its client)
+              ^  |                      |  |
+              |  | cancel               |  | running
+              |  +--------> gone        |  v
+              |                         | RUNNING -- finish --> gone
+              +-- give_back, lost ------+--+
+              +-- died, while attempts are left
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import count, islice
+from typing import Any, Deque, Dict, Iterable, List, Optional, Set, Tuple
+
+from . import defaults
+from .errors import UsageError
+from .messages import LOST, RESULT, RUNNING, Event, Job, Lease, Outcome
+from .records import LEASED, QUEUED, STARTED, WITHDRAWN, ClientRecord, JobRecord, WorkerRecord, place
+
+
+class UnknownMember(UsageError):
+    """A client or worker that never joined, has left, or was given up for lost."""
+
+
+class Broker:
+    """Who has which job, and who gets which next.
+
+    >>> broker = Broker()
+    >>> client, worker = broker.join_client({}), broker.join_worker({"slots": 1}, now=0.0)
+    >>> broker.submit(client, [(1, b"f", b"x")])
+    >>> [(ticket, attempt, function, call)] = broker.take(worker, room=5)
+    >>> broker.finish(worker, [(ticket, RESULT, b"y")])
+    {1}
+    >>> broker.collect(client, after=0)
+    (1, [(1, 0, b'y')])
+    """
+
+    def __init__(self, max_attempts: int = defaults.MAX_ATTEMPTS) -> None:
+        self.max_attempts = max_attempts
+        self.queued = 0  # jobs that could be handed out now
+        self.done = self.failed = self.cancelled = self.stale = 0  # since the start
+        self._clients: Dict[int, ClientRecord] = {}
+        self._workers: Dict[int, WorkerRecord] = {}
+        self._ready: Deque[ClientRecord] = deque()  # clients with queued jobs, next to be served first
+        self._idents = count(1)
+        self._tickets = count(1)
+
+    # --- members -----------------------------------------------------------------------------
+
+    def join_client(self, facts: Dict[str, Any]) -> int:
+        """A client program introduces itself; returns its id."""
+        ident = next(self._idents)
+        self._clients[ident] = ClientRecord(ident, facts)
+        return ident
+
+    def join_worker(self, facts: Dict[str, Any], now: float) -> int:
+        """A worker introduces itself; returns its id."""
+        ident = next(self._idents)
+        self._workers[ident] = WorkerRecord(ident, facts, now)
+        return ident
+
+    def leave_client(self, ident: int) -> None:
+        """Forget a client: queued jobs are dropped, running ones will be discarded when done."""
+        client = self._clients.pop(ident, None)
+        if client is None:
+            return
+        client.gone = True
+        self.cancelled += client.queued
+        self.queued -= client.queued
+        client.queued = 0
+        client.queue.clear()
+        client.open.clear()
+        client.events.clear()
+        if client in self._ready:
+            self._ready.remove(client)
+
+    def leave_worker(self, ident: int) -> None:
+        """A worker says goodbye: what it still holds is queued again and charged to nobody."""
+        worker = self._workers.pop(ident, None)
+        if worker is not None:
+            for job in reversed(list(worker.held.values())):
+                self._requeue(job)
+
+    def lose_worker(self, ident: int, cause: str) -> Set[int]:
+        """A worker vanished: all its jobs go to others. Returns the clients that have new events.
+
+        Jobs that were running there remember the loss, and only a job that loses
+        `MAX_WORKER_LOSSES` workers is given up.
+        """
+        worker = self._workers.pop(ident, None)
+        touched: Set[int] = set()
+        if worker is None:
+            return touched
+        # With no more jobs than slots none waited behind another, so all had started.
+        all_started = len(worker.held) <= worker.facts.get("slots", 1)
+        for job in reversed(list(worker.held.values())):
+            if job.state == STARTED or all_started:
+                job.losses = job.losses or []
+                job.losses.append({**place(worker, job), "cause": f"its whole worker was lost ({cause})"})
+            if job.losses and len(job.losses) >= defaults.MAX_WORKER_LOSSES:
+                self._give_up(job, touched)
+            else:
+                self._requeue(job)
+        return touched
+
+    def expire(self, now: float) -> List[int]:
+        """The workers that have been silent for longer than `SILENT_S`."""
+        limit = now - defaults.SILENT_S
+        return [worker.ident for worker in self._workers.values() if worker.heard < limit]
+
+    def heard(self, ident: int, now: float, facts: Optional[Dict[str, Any]] = None) -> None:
+        """A sign of life from a worker, perhaps with news of itself. Raises UnknownMember."""
+        worker = self._worker(ident)
+        worker.heard = now
+        if facts:
+            worker.facts.update(facts)
+
+    # --- jobs --------------------------------------------------------------------------------
+
+    def submit(self, ident: int, jobs: Iterable[Job]) -> None:
+        """Queue jobs behind the others of the same client. Raises UnknownMember.
+
+        A number that is open already is left as it is.
+        """
+        client = self._client(ident)
+        append, opened = client.queue.append, client.open
+        function = client.last_function  # equal functions stay one object in memory
+        added = 0
+        try:
+            for number, new_function, call in jobs:
+                if number in opened:
+                    continue
+                if new_function != function:
+                    function = client.last_function = new_function
+                job = opened[number] = JobRecord(client, number, function, call)
+                append(job)
+                added += 1
+        finally:
+            if added and not client.queued:
+                self._ready.append(client)
+            client.queued += added
+            self.queued += added
+
+    def cancel(self, ident: int, numbers: Iterable[int]) -> List[int]:
+        """Withdraw those of `numbers` that are still queued; returns them. Raises UnknownMember."""
+        client = self._client(ident)
+        withdrawn = []
+        for number in numbers:
+            job = client.open.get(number)
+            if job is None or job.state != QUEUED:
+                continue
+            del client.open[number]
+            job.state = WITHDRAWN
+            job.function = job.call = b""
+            withdrawn.append(number)
+        client.queued -= len(withdrawn)
+        self.queued -= len(withdrawn)
+        self.cancelled += len(withdrawn)
+        if len(client.queue) > 2 * client.queued + 64:
+            client.queue = deque(job for job in client.queue if job.state == QUEUED)
+        if withdrawn and not client.queued:
+            client.queue.clear()
+            self._ready.remove(client)
+        return withdrawn
+
+    def take(self, ident: int, room: int) -> List[Lease]:
+        """Lease up to `room` jobs to a worker, the clients taking turns. Raises UnknownMember.
+
+        Stops early once the leases add up to `MAX_BATCH_BYTES`.
+        """
+        worker = self._worker(ident)
+        leases: List[Lease] = []
+        bytes_left = defaults.MAX_BATCH_BYTES
+        while room > 0 and bytes_left > 0 and self._ready:
+            client = self._ready[0]
+            share = min(client.queued, max(1, room // len(self._ready)))
+            before = len(leases)
+            bytes_left = self._lease(worker, client, share, bytes_left, leases)
+            room -= len(leases) - before
+            if client.queued:
+                self._ready.rotate(-1)
+            else:
+                self._ready.popleft()
+        return leases
+
+    def _lease(
+        self, worker: WorkerRecord, client: ClientRecord, share: int, bytes_left: int, leases: List[Lease]
+    ) -> int:
+        """Move up to `share` jobs from a client's queue to a worker; returns the bytes still free."""
+        pop, held, tickets = client.queue.popleft, worker.held, self._tickets
+        moved = 0
+        while moved < share and bytes_left > 0:
+            job = pop()
+            if job.state is not QUEUED:
+                continue
+            moved += 1
+            job.state = LEASED
+            job.attempt += 1
+            ticket = next(tickets)
+            held[ticket] = job
+            leases.append((ticket, job.attempt, job.function, job.call))
+            bytes_left -= len(job.call)
+        client.queued -= moved
+        self.queued -= moved
+        return bytes_left
+
+    def finish(self, ident: int, outcomes: Iterable[Outcome]) -> Set[int]:
+        """Record how attempts ended; returns the clients that have new events.
+
+        A ticket that the worker does not hold is an old attempt's: counted and dropped.
+        Raises UnknownMember.
+        """
+        held = self._worker(ident).held
+        touched: Set[int] = set()
+        for ticket, kind, data in outcomes:
+            job = held.pop(ticket, None)
+            if job is None:
+                self.stale += 1
+                continue
+            if kind == RESULT:
+                self.done += 1
+            else:
+                self.failed += 1
+            client = job.client
+            if not client.gone:
+                del client.open[job.number]
+                client.events.append((job.number, kind, data))
+                touched.add(client.ident)
+        return touched
+
+    def running(self, ident: int, tickets: Iterable[int]) -> Set[int]:
+        """These attempts have started; returns the clients that have new events."""
+        held = self._worker(ident).held
+        touched: Set[int] = set()
+        for ticket in tickets:
+            job = held.get(ticket)
+            if job is not None and job.state is LEASED:
+                job.state = STARTED
+                if not job.client.gone:
+                    job.client.events.append((job.number, RUNNING, None))
+                    touched.add(job.client.ident)
+        return touched
+
+    def died(self, ident: int, ticket: int, cause: Dict[str, Any]) -> Set[int]:
+        """The slot that ran this attempt died: charge the job, and queue it again or give it up."""
+        worker = self._worker(ident)
+        touched: Set[int] = set()
+        job = worker.held.pop(ticket, None)
+        if job is None:
+            self.stale += 1
+            return touched
+        job.deaths = job.deaths or []
+        job.deaths.append({**place(worker, job), **cause})
+        if len(job.deaths) >= self.max_attempts:
+            self._give_up(job, touched)
+        else:
+            self._requeue(job)
+        return touched
+
+    def give_back(self, ident: int, tickets: Iterable[int]) -> None:
+        """A worker returns leases that it will not run; they go first in line, uncharged."""
+        held = self._worker(ident).held
+        jobs = [held.pop(ticket) for ticket in tickets if ticket in held]
+        for job in reversed(jobs):
+            self._requeue(job)
+
+    def collect(self, ident: int, after: int) -> Tuple[int, List[Event]]:
+        """The events of a client that follow number `after`, oldest first, and the last one's number.
+
+        They can be asked for again until they are acknowledged. One answer holds at most
+        `MAX_BATCH_JOBS` events and stops growing at `MAX_BATCH_BYTES`.
+        Raises UnknownMember.
+        """
+        client = self._client(ident)
+        skip = max(0, after - client.acknowledged)
+        events: List[Event] = []
+        size = 0
+        for event in islice(client.events, skip, skip + defaults.MAX_BATCH_JOBS):
+            events.append(event)
+            size += len(event[2] or b"")
+            if size > defaults.MAX_BATCH_BYTES:
+                break
+        return client.acknowledged + skip + len(events), events
+
+    def acknowledge(self, ident: int, upto: int) -> None:
+        """A client has received its events up to this number: forget them. Raises UnknownMember."""
+        client = self._client(ident)
+        if upto > client.acknowledged:
+            dropped = min(upto - client.acknowledged, len(client.events))
+            del client.events[:dropped]
+            client.acknowledged += dropped
+
+    def has_events(self, ident: int, after: int) -> bool:
+        """Whether `collect(ident, after)` has anything to give. Raises UnknownMember."""
+        client = self._client(ident)
+        return client.acknowledged + len(client.events) > after
+
+    def _requeue(self, job: JobRecord) -> None:
+        """Put a job that was leased first in its client's line."""
+        client = job.client
+        if client.gone:
+            return
+        job.state = QUEUED
+        client.queue.appendleft(job)
+        if not client.queued:
+            self._ready.append(client)
+        client.queued += 1
+        self.queued += 1
+
+    def _give_up(self, job: JobRecord, touched: Set[int]) -> None:
+        """End a job that took too many processes with it."""
+        self.failed += 1
+        client = job.client
+        if not client.gone:
+            del client.open[job.number]
+            history = sorted((job.deaths or []) + (job.losses or []), key=lambda a: a["attempt"])
+            client.events.append((job.number, LOST, history))
+            touched.add(client.ident)
+
+    # --- looking on --------------------------------------------------------------------------
+
+    def status(self, now: float) -> Dict[str, Any]:
+        """What there is, as plain values: `jobs`, `workers` and `clients` of `cwmp-status`."""
+        running = sum(len(worker.held) for worker in self._workers.values())
+        return {
+            "jobs": {
+                "queued": self.queued,
+                "running": running,
+                "done": self.done,
+                "failed": self.failed,
+                "cancelled": self.cancelled,
+            },
+            "workers": [
+                {"id": w.ident, **w.facts, "held": len(w.held), "silent_s": round(now - w.heard, 3)}
+                for w in self._workers.values()
+            ],
+            "clients": [
+                {"id": c.ident, **c.facts, "queued": c.queued, "running": len(c.open) - c.queued}
+                for c in self._clients.values()
+            ],
+        }
+
+    def workers(self) -> List[int]:
+        """The ids of the workers that are here."""
+        return list(self._workers)
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError unless every job is in exactly one place and every count is right."""
+        held = {id(job) for worker in self._workers.values() for job in worker.held.values()}
+        assert len(held) == sum(len(worker.held) for worker in self._workers.values()), "leased twice"
+        for client in self._clients.values():
+            queued = [job for job in client.queue if job.state == QUEUED]
+            assert len(queued) == client.queued, "queue count"
+            assert (client in self._ready) == bool(client.queued), "ready list"
+            assert all(client.open.get(job.number) is job for job in queued), "queued but not open"
+            for job in client.open.values():
+                assert (job.state == QUEUED) == (job in queued), "open job is nowhere"
+                assert (job.state in (LEASED, STARTED)) == (id(job) in held), "leased to nobody"
+                assert len(job.deaths or ()) < self.max_attempts, "tried too often"
+        assert len(self._ready) == len(set(map(id, self._ready))), "ready twice"
+        assert self.queued == sum(client.queued for client in self._clients.values()), "total count"
+
+    def _client(self, ident: int) -> ClientRecord:
+        try:
+            return self._clients[ident]
+        except (KeyError, TypeError):
+            raise UnknownMember(f"no client {ident!r} is here: it never joined, or has left") from None
+
+    def _worker(self, ident: int) -> WorkerRecord:
+        try:
+            return self._workers[ident]
+        except (KeyError, TypeError):
+            raise UnknownMember(
+                f"no worker {ident!r} is here: it never joined, has left, or was silent for too long"
+            ) from None

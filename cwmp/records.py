@@ -1,0 +1,66 @@
+"""What the broker remembers: one record for each job, client and worker. No rules in here."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Deque, Dict, List, Optional
+
+from .messages import Event
+
+QUEUED = "queued"
+LEASED = "leased"
+STARTED = "running"
+WITHDRAWN = "withdrawn"  # a tombstone in a queue; nothing else remembers the job
+
+
+class JobRecord:
+    """One job of one client, from submit to its event."""
+
+    __slots__ = ("client", "number", "function", "call", "state", "attempt", "deaths", "losses")
+
+    def __init__(self, client: ClientRecord, number: int, function: bytes, call: bytes) -> None:
+        self.client = client
+        self.number = number
+        self.function = function
+        self.call = call
+        self.state = QUEUED
+        self.attempt = 0  # hand-outs so far
+        self.deaths: Optional[List[Dict[str, Any]]] = None  # charged: slots that died running it
+        self.losses: Optional[List[Dict[str, Any]]] = None  # uncharged: workers lost under it
+
+
+class ClientRecord:
+    """One client program: its queue, its open jobs and the events that it has yet to collect."""
+
+    def __init__(self, ident: int, facts: Dict[str, Any]) -> None:
+        self.ident = ident
+        self.facts = facts
+        self.queue: Deque[JobRecord] = deque()  # may hold tombstones
+        self.queued = 0  # jobs in `queue` that are not tombstones
+        self.open: Dict[int, JobRecord] = {}
+        self.events: List[Event] = []
+        self.acknowledged = 0  # sequence number of the last event dropped from `events`
+        self.gone = False
+        self.last_function = b""
+
+
+class WorkerRecord:
+    """One agent: what it holds and what it last said of itself."""
+
+    def __init__(self, ident: int, facts: Dict[str, Any], now: float) -> None:
+        self.ident = ident
+        self.facts = facts
+        self.held: Dict[int, JobRecord] = {}
+        self.heard = now
+
+
+def place(worker: WorkerRecord, job: JobRecord) -> Dict[str, Any]:
+    """Where an attempt ran, for the history of a job."""
+    return {
+        "attempt": job.attempt,
+        "node": worker.facts.get("node"),
+        "pid": None,
+        "signal": None,
+        "exit_code": None,
+        "peak_rss_bytes": None,
+    }
