@@ -1,0 +1,227 @@
+"""User objects to bytes and back: the only place that pickles user data.
+
+A *function* and a *call* (its arguments) travel apart, so that a function is turned into bytes
+once and its bytes are shared by all the jobs that call it. The bytes of a function also carry
+where the client stands: its working directory and `sys.path`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import traceback
+import weakref
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+
+import cloudpickle
+
+from .captures import Captures
+from .errors import PayloadError, RemoteError, RemoteTraceback
+
+_PROTOCOL = 5
+_MAIN = b"__main__"
+_BY_VALUE = cloudpickle.cloudpickle._PICKLE_BY_VALUE_MODULES  # the registry itself: its copy costs too much
+
+Call = Tuple[Tuple[Any, ...], Dict[str, Any]]
+
+
+class Place(NamedTuple):
+    """Where a client stands: what its jobs see as working directory and module search path."""
+
+    cwd: Optional[str]  # None where it has been deleted
+    path: Tuple[str, ...]
+
+
+class Function(NamedTuple):
+    """A function as a slot takes it up: the place, the pickle, and whether one copy serves many jobs."""
+
+    place: Place
+    pickle: bytes
+    reusable: bool
+
+
+# --- values ---------------------------------------------------------------------------------
+
+
+def dump_value(value: Any) -> bytes:
+    """Any user object to bytes: plain pickle where that will do, else cloudpickle.
+
+    What lives in `__main__` goes by value, since the `__main__` of a worker is another one.
+    Raises PayloadError, naming the type.
+    """
+    if not _BY_VALUE:
+        try:
+            data = pickle.dumps(value, _PROTOCOL)
+            if _MAIN not in data:
+                return data
+        except Exception:
+            data = b""  # cloudpickle can do more; where it can't, its error is the one to show
+    try:
+        return bytes(cloudpickle.dumps(value, _PROTOCOL))
+    except Exception as error:
+        raise PayloadError(
+            f"cannot pickle {_type_name(type(value))} object: {type(error).__name__}: {error}"
+        ) from error
+
+
+def load_value(data: bytes) -> Any:
+    """The object that `dump_value` turned into `data`. Raises what its type's loading raises."""
+    return pickle.loads(data)
+
+
+def dump_call(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> bytes:
+    """The arguments of one call to bytes. Raises PayloadError, naming the argument."""
+    try:
+        return dump_value((args, kwargs))
+    except PayloadError as error:
+        raise _blame_argument(args, kwargs, error) from error.__cause__
+
+
+def load_call(data: bytes) -> Call:
+    """The (args, kwargs) that `dump_call` turned into `data`."""
+    call: Call = pickle.loads(data)
+    return call
+
+
+def _blame_argument(args: Tuple[Any, ...], kwargs: Dict[str, Any], error: PayloadError) -> PayloadError:
+    """The error of the first argument that cannot be pickled by itself."""
+    named = [(f"argument {i + 1}", value) for i, value in enumerate(args)]
+    named += [(f"argument {name!r}", value) for name, value in kwargs.items()]
+    for name, value in named:
+        try:
+            dump_value(value)
+        except PayloadError as cause:
+            return PayloadError(f"{name}: {cause}")
+    return error
+
+
+# --- functions ------------------------------------------------------------------------------
+
+
+class _Known(NamedTuple):
+    """A function that was dumped before, and how to tell that its bytes are still right."""
+
+    ref: weakref.ref[Any]
+    place: Place
+    captures: Captures
+    data: bytes
+
+
+class FunctionDumper:
+    """Turns functions into bytes, each one once for as long as what it captured stays the same.
+
+    >>> dumper = FunctionDumper()
+    >>> dumper.dump(len) is dumper.dump(len)
+    True
+    """
+
+    def __init__(self) -> None:
+        self._known: Dict[int, _Known] = {}
+        self._place = Place(None, ())
+        self._path: List[str] = []  # `sys.path` when `_place` was made
+
+    def dump(self, function: Callable[..., Any]) -> bytes:
+        """The bytes of `function` as it is now. Raises PayloadError."""
+        place = self._place_now()
+        known = self._known.get(id(function))
+        if known is not None:
+            ref, then, captures, data = known
+            if then is place and ref() is function and captures.unchanged():
+                return data
+        return self._dump_anew(function, place)
+
+    def _dump_anew(self, function: Callable[..., Any], place: Place) -> bytes:
+        captures = Captures.of(function)
+        try:
+            pickled = dump_value(function)
+        except PayloadError as error:
+            name = getattr(function, "__qualname__", repr(type(function)))
+            raise PayloadError(f"function {name}: {error}") from error.__cause__
+        reusable = captures is not None and captures.reusable
+        data = pickle.dumps((tuple(place), pickled, reusable), _PROTOCOL)
+        if captures is not None:
+            self._known[id(function)] = _Known(self._forgetful_ref(function), place, captures, data)
+        return data
+
+    def _forgetful_ref(self, function: Callable[..., Any]) -> weakref.ref[Any]:
+        """A weak reference whose death also removes what is known: ids are used again."""
+        ident, known = id(function), self._known
+        return weakref.ref(function, lambda _: known.pop(ident, None))
+
+    def _place_now(self) -> Place:
+        """Where this process stands; the same object while that does not change."""
+        try:
+            cwd: Optional[str] = os.getcwd()
+        except OSError:
+            cwd = None
+        if cwd != self._place[0] or sys.path != self._path:
+            self._path = list(sys.path)
+            self._place = Place(cwd, tuple(map(str, self._path)))
+        return self._place
+
+
+def open_function(data: bytes) -> Function:
+    """Take a function's bytes apart without loading it: first enter the place, then `load_value`."""
+    (cwd, path), pickled, reusable = pickle.loads(data)
+    here = cwd or ""
+    return Function(Place(cwd, tuple(entry or here for entry in path)), pickled, reusable)
+
+
+# --- outcomes -------------------------------------------------------------------------------
+
+
+def dump_error(error: BaseException, where: str) -> bytes:
+    """What a job raised, to bytes: the exception if it survives the way, and always its text.
+
+    `where` says which node, process and attempt; it heads the traceback. Never raises.
+    """
+    text = _describe(error, where)
+    pickled: Optional[bytes] = None
+    try:
+        data = dump_value(error)
+        load_value(data)  # an exception that cannot be rebuilt must be found out here
+        pickled = data
+    except Exception:
+        pass  # its text goes alone
+    return pickle.dumps((pickled, _type_name(type(error)), _message(error), text), _PROTOCOL)
+
+
+def load_error(data: bytes) -> BaseException:
+    """The exception that a job raised, chained to the remote traceback; RemoteError where it can't travel."""
+    pickled, type_name, message, text = pickle.loads(data)
+    error: Optional[BaseException] = None
+    if pickled is not None:
+        try:
+            error = load_value(pickled)
+        except Exception:
+            error = None  # its class does not load here; the text says what it was
+    if not isinstance(error, BaseException):
+        error = RemoteError(type_name, message, text)
+    error.__cause__ = RemoteTraceback(text)
+    return error
+
+
+def _describe(error: BaseException, where: str) -> str:
+    """The traceback as text, without the frames of cwmp itself."""
+    tb = error.__traceback__
+    while tb is not None and tb.tb_frame.f_globals.get("__package__") == __package__:
+        tb = tb.tb_next
+    try:
+        lines: List[str] = traceback.format_exception(type(error), error, tb)
+    except Exception as broken:  # an exception whose own __str__ fails
+        lines = [f"{_type_name(type(error))} (its text can't be made: {broken!r})\n"]
+    return f"In {where}:\n" + "".join(lines)
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as broken:
+        return f"(no message: {type(broken).__name__} in its __str__)"
+
+
+def _type_name(kind: type) -> str:
+    """A type as people write it: builtins by their bare name."""
+    module = kind.__module__
+    return kind.__qualname__ if module in ("builtins", "__main__") else f"{module}.{kind.__qualname__}"
