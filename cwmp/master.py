@@ -1,0 +1,247 @@
+"""The process that serves the broker: `JobQueue` and `ResultQueue`, a real clock, a sweeper.
+
+One thread does everything, so the broker needs no lock. What a method can't answer yet (a worker's
+`take`, a client's `collect`) is parked with its deadline, and looked at again after the requests
+at hand have been served: so what came in together goes out together.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import time
+from collections import OrderedDict
+from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
+
+from . import __version__, defaults
+from .broker import Broker
+from .errors import VersionMismatch
+from .loop import Loop
+from .messages import JOB_QUEUE, PROTOCOL, RESULT_QUEUE, Job, python_minor, refusal
+from .server import LATER, Peer, Server
+
+log = logging.getLogger("cwmp.master")
+
+CLIENT = "client"
+WORKER = "worker"
+
+
+class _Take(NamedTuple):
+    """A worker that waits for work."""
+
+    peer: Peer
+    room: int
+    deadline: float
+
+
+class _Collect(NamedTuple):
+    """A client that waits for events after number `after`."""
+
+    peer: Peer
+    after: int
+    deadline: float
+
+
+class JobQueue:
+    """What workers and clients call to pass jobs on; `messages` lists the calls."""
+
+    exposed = ("join", "put", "cancel", "take", "status")
+
+    def __init__(self, master: Master) -> None:
+        self._master = master
+
+    def join(self, peer: Peer, hello: Dict[str, Any]) -> Dict[str, Any]:
+        """Take in a client or worker of our versions; a second connection names its `member`."""
+        return self._master.join(peer, hello)
+
+    def put(self, peer: Peer, client: int, jobs: List[Job]) -> None:
+        """Queue a client's jobs."""
+        self._master.broker.submit(client, jobs)
+
+    def cancel(self, peer: Peer, client: int, numbers: List[int]) -> List[int]:
+        """Withdraw those of a client's jobs that have not been handed out."""
+        return self._master.broker.cancel(client, numbers)
+
+    def take(self, peer: Peer, worker: int, room: int, wait_s: float) -> Any:
+        """Hand a worker up to `room` jobs, waiting up to `wait_s` for some."""
+        self._master.broker.heard(worker, self._master.now())
+        self._master.takes[worker] = _Take(peer, room, self._master.now() + wait_s)
+        return LATER
+
+    def status(self, peer: Peer) -> Dict[str, Any]:
+        """What `cwmp-status` shows."""
+        return self._master.status()
+
+
+class ResultQueue:
+    """What workers call to report and clients to collect; `messages` lists the calls."""
+
+    exposed = ("report", "collect", "leave")
+
+    def __init__(self, master: Master) -> None:
+        self._master = master
+
+    def report(self, peer: Peer, worker: int, report: Dict[str, Any]) -> None:
+        """A worker's news: outcomes, starts, deaths, returned jobs and facts about itself."""
+        broker = self._master.broker
+        broker.heard(worker, self._master.now(), report.get("facts"))
+        touched = self._master.touched
+        touched |= broker.finish(worker, report.get("outcomes", ()))
+        touched |= broker.running(worker, report.get("running", ()))
+        for ticket, cause in report.get("died", ()):
+            touched |= broker.died(worker, ticket, cause)
+        broker.give_back(worker, report.get("returned", ()))
+
+    def collect(self, peer: Peer, client: int, after: int, wait_s: float) -> Any:
+        """The client's events after number `after`, waiting up to `wait_s` for some."""
+        self._master.broker.acknowledge(client, after)
+        self._master.collects[client] = _Collect(peer, after, self._master.now() + wait_s)
+        self._master.touched.add(client)
+        return LATER
+
+    def leave(self, peer: Peer, member: Tuple[str, int]) -> None:
+        """A member says goodbye."""
+        self._master.part(tuple(member), None)
+
+
+class Master:
+    """Binds and listens at once; `serve()` works until `stop()`.
+
+    Raises OSError, naming the address, where it can't listen. `leash_fd` is a descriptor whose end
+    of file stops the master: who holds the other end takes it along, however it ends.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        authkey: bytes,
+        *,
+        name: str = defaults.CLUSTER_NAME,
+        leash_fd: Optional[int] = None,
+    ) -> None:
+        self.name = name
+        self.broker = Broker()
+        self.takes: OrderedDict[int, _Take] = OrderedDict()  # by worker, longest waiting first
+        self.collects: Dict[int, _Collect] = {}  # by client
+        self.touched: Set[int] = set()  # clients whose parked call may have an answer now
+        self.now = time.monotonic
+        self._started = self.now()
+        self._stopping = False
+        self._loop = Loop()
+        self._server = Server((host, port), authkey, self._loop)
+        self._server.on_gone = self._on_gone
+        self._server.serve(JOB_QUEUE, JobQueue(self), JobQueue.exposed)
+        self._server.serve(RESULT_QUEUE, ResultQueue(self), ResultQueue.exposed)
+        self.address: Tuple[str, int] = self._server.address
+        if leash_fd is not None:
+            self._loop.watch(leash_fd, lambda: self._on_leash(leash_fd))
+
+    def serve(self) -> None:
+        """Serve until `stop()`."""
+        next_sweep = self.now() + defaults.SWEEP_S
+        try:
+            while not self._stopping:
+                self._loop.poll(max(0.0, next_sweep - self.now()))
+                self._hand_out()
+                self._deliver()
+                self._server.flush()
+                if self.now() >= next_sweep:
+                    next_sweep = self.now() + defaults.SWEEP_S
+                    self._sweep(self.now())
+        finally:
+            self._server.close()
+            self._loop.close()
+
+    def stop(self) -> None:
+        """Make `serve()` return. Safe from signal handlers and other threads."""
+        self._stopping = True
+        self._loop.wake()
+
+    # --- members -----------------------------------------------------------------------------
+
+    def join(self, peer: Peer, hello: Dict[str, Any]) -> Dict[str, Any]:
+        """Take in a client or worker, or a further connection of one. Raises VersionMismatch."""
+        why = refusal({"protocol": PROTOCOL, "python": python_minor()}, hello)
+        if why:
+            log.warning("%s refused: %s", peer.name, why)
+            raise VersionMismatch(why)
+        role, ident = hello["role"], hello.get("member")
+        facts = {key: hello.get(key) for key in ("node", "pid")}
+        if ident is None and role == WORKER:
+            facts.update({key: hello.get(key) for key in ("slots", "busy", "done", "rss_bytes")})
+            ident = self.broker.join_worker(facts, self.now())
+        elif ident is None:
+            ident = self.broker.join_client(facts)
+        peer.member = (role, ident)
+        return {"member": ident, "name": self.name, "version": __version__}
+
+    def part(self, member: Tuple[Any, ...], lost: Optional[str]) -> None:
+        """A member has left, or (with the reason in `lost`) its connection broke."""
+        role, ident = member
+        if role == CLIENT:
+            self.collects.pop(ident, None)
+            self.broker.leave_client(ident)
+        else:
+            self.takes.pop(ident, None)
+            if lost is None:
+                self.broker.leave_worker(ident)
+            elif ident in self.broker.workers():
+                log.warning("worker %s lost: %s", ident, lost)
+                self.touched |= self.broker.lose_worker(ident, lost)
+
+    def _on_gone(self, peer: Peer, reason: str) -> None:
+        if peer.member is not None:
+            self.part(peer.member, f"connection {reason}")
+
+    # --- the rounds --------------------------------------------------------------------------
+
+    def _hand_out(self) -> None:
+        """Share what is queued among the workers that wait, in proportion to their room."""
+        takes, broker = self.takes, self.broker
+        while takes and broker.queued:
+            total_room = sum(take.room for take in takes.values())
+            worker, take = takes.popitem(last=False)
+            share = -(-broker.queued * take.room // max(1, total_room))
+            take.peer.answer(broker.take(worker, min(take.room, share)))
+
+    def _deliver(self) -> None:
+        """Answer the clients that have new events."""
+        while self.touched:
+            client = self.touched.pop()
+            collect = self.collects.get(client)
+            if collect is not None and self.broker.has_events(client, collect.after):
+                del self.collects[client]
+                collect.peer.answer(self.broker.collect(client, collect.after))
+
+    def _sweep(self, now: float) -> None:
+        """What is due by the clock: silent workers, overdue polls and handshakes."""
+        for worker in self.broker.expire(now):
+            self.part((WORKER, worker), f"silent for {defaults.SILENT_S:g} s")
+        for worker in [w for w, take in self.takes.items() if take.deadline <= now]:
+            self.takes.pop(worker).peer.answer([])
+        for client in [c for c, collect in self.collects.items() if collect.deadline <= now]:
+            collect = self.collects.pop(client)
+            collect.peer.answer((collect.after, []))
+        self._server.tend(now)
+
+    def _on_leash(self, fd: int) -> None:
+        if not os.read(fd, 4096):
+            self._loop.forget(fd)
+            self.stop()
+
+    def status(self) -> Dict[str, Any]:
+        """The state of the cluster as plain values."""
+        host, port = self.address
+        return {
+            "name": self.name,
+            "host": host if host not in ("0.0.0.0", "::") else platform.node(),
+            "port": port,
+            "pid": os.getpid(),
+            "uptime_s": round(self.now() - self._started, 3),
+            "version": __version__,
+            "python": python_minor(),
+            "protocol": PROTOCOL,
+            **self.broker.status(self.now()),
+        }

@@ -1,0 +1,287 @@
+"""A `multiprocessing.managers` server on one event loop.
+
+The standard server keeps a thread for each connection and no deadline on its handshake. This one
+speaks the same protocol, so that `BaseManager.connect()` works against it, but serves every
+connection from one thread; only a handshake has a thread, for at most `HANDSHAKE_S`, and at most
+`MAX_HALF_OPEN` of them exist. It unpickles plain values only, and only from peers that have
+proven the key.
+
+A method of a served object is called with the `Peer` first. It returns its answer, or `LATER` after
+keeping the peer, and then calls `peer.answer(value)` once when there is one.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import socket
+import threading
+import time
+from collections import deque
+from multiprocessing import AuthenticationError
+from multiprocessing.managers import BaseManager
+from typing import Any, Callable, Deque, Dict, Iterable, List, Optional, Set, Tuple
+
+from . import defaults
+from .errors import CwmpError
+from .loop import Channel, Loop
+from .transport import FAILURE, RETURN, Wire, dump_message, failure, load_message
+
+log = logging.getLogger("cwmp.master")
+
+LATER = object()
+"""What a method returns when its answer will come through `peer.answer`."""
+
+_CROWDED_S = 1.0  # a handshake may be this old before a newcomer can push it out
+
+Method = Callable[..., Any]
+
+
+class Peer:
+    """One connection of an authenticated client, worker or plain `BaseManager`."""
+
+    def __init__(self, server: Server, wire: Wire, name: str) -> None:
+        self.name = name
+        self.member: Optional[Tuple[str, int]] = None
+        """(role, id) once it has joined: whoever closes its connection has left."""
+        self._server = server
+        self._awaited = False  # a method keeps this peer and has yet to answer
+        self._serving = False  # accept_connection was called
+        self.channel = Channel(server.loop, wire.sock, self._on_frames, self._on_close, wire.release())
+
+    def answer(self, value: Any) -> None:
+        """Send the reply to the request under way."""
+        self._awaited = False
+        self.channel.send(dump_message((RETURN, value)))
+
+    def _on_frames(self, frames: List[bytes]) -> None:
+        for frame in frames:
+            if self.channel.open:
+                self._on_request(frame)
+
+    def _on_request(self, frame: bytes) -> None:
+        if self._awaited:
+            self._drop("sent a request while another one waited for its answer")
+            return
+        try:
+            target, method, args, kwargs = load_message(frame)
+        except Exception as error:  # whatever a confused peer sends, it is only that peer's problem
+            self._drop(f"sent something that is not a request ({type(error).__name__}: {error})")
+            return
+        try:
+            if self._serving:
+                value = self._server.method(target, method)(self, *args, **kwargs)
+            else:
+                value = self._greet(method, args)
+        except CwmpError as error:
+            self._fail(error)
+        except Exception as error:
+            log.warning("%s: %s.%s failed: %s: %s", self.name, target, method, type(error).__name__, error)
+            self._fail(error)
+        else:
+            if value is LATER:
+                self._awaited = True
+            elif self._serving:
+                self._server.acknowledge(self, value)
+            else:
+                self.answer(value)
+                self.channel.close()  # such calls are one a connection in this protocol
+
+    def _greet(self, method: Any, args: Tuple[Any, ...]) -> Any:
+        """The calls to the server itself, before any object of it is used."""
+        if method == "accept_connection":
+            self._serving = True
+            return None
+        if method == "create":
+            return self._server.create(*args[:1])
+        if method in ("incref", "decref", "dummy"):
+            return None  # our objects live as long as the server
+        if method == "get_methods":
+            return list(self._server.exposed(args[0][1] if isinstance(args[0], tuple) else args[0]))
+        raise CwmpError(f"the server has no method {method!r}")
+
+    def _fail(self, error: BaseException) -> None:
+        self.channel.send(dump_message((FAILURE, failure(error))))
+
+    def _drop(self, why: str) -> None:
+        log.warning("%s %s; connection closed", self.name, why)
+        self.channel.close()
+        self._on_close(why)
+
+    def _on_close(self, reason: str) -> None:
+        self._awaited = False
+        self._server.gone(self, reason)
+
+
+class Server:
+    """Listens, lets the key's owners in, and calls the methods of the served objects."""
+
+    def __init__(self, address: Tuple[str, int], authkey: bytes, loop: Loop) -> None:
+        self.loop = loop
+        self.on_gone: Callable[[Peer, str], None] = lambda peer, reason: None
+        self._authkey = authkey
+        self._methods: Dict[Tuple[str, str], Method] = {}
+        self._exposed: Dict[str, List[str]] = {}
+        self._half_open: Deque[Tuple[float, Wire]] = deque()  # oldest first
+        self._peers: Set[Peer] = set()
+        self._receipts: List[Tuple[Peer, Any]] = []
+        self._socket = _listen(address)
+        self._listening = True
+        self.address: Tuple[str, int] = self._socket.getsockname()[:2]
+        _raise_descriptor_limit()
+        loop.watch(self._socket, self._accept)
+
+    # --- what is served ----------------------------------------------------------------------
+
+    def serve(self, name: str, obj: Any, methods: Iterable[str]) -> None:
+        """Offer `obj` under `name`, with exactly these methods."""
+        self._exposed[name] = list(methods)
+        for method in self._exposed[name]:
+            self._methods[name, method] = getattr(obj, method)
+
+    def method(self, name: Any, method: Any) -> Method:
+        """The callable behind a request. Raises CwmpError."""
+        try:
+            return self._methods[name, method]
+        except (KeyError, TypeError):
+            raise CwmpError(f"there is no method {method!r} of {name!r} here") from None
+
+    def exposed(self, name: str) -> List[str]:
+        """The methods that `name` offers. Raises CwmpError."""
+        if name not in self._exposed:
+            raise CwmpError(f"there is no object {name!r} here")
+        return self._exposed[name]
+
+    def create(self, name: str) -> Tuple[str, Tuple[str, ...]]:
+        """What `BaseManager` asks for before it makes a proxy: an id and the methods."""
+        return name, tuple(self.exposed(name))
+
+    def acknowledge(self, peer: Peer, value: Any) -> None:
+        """Answer with `flush`: whoever waits for work or events comes before who waits for a receipt."""
+        self._receipts.append((peer, value))
+
+    def flush(self) -> None:
+        """Send what `acknowledge` has held back; to be called after each `Loop.poll`."""
+        receipts, self._receipts = self._receipts, []
+        for peer, value in receipts:
+            peer.answer(value)
+
+    # --- connections -------------------------------------------------------------------------
+
+    def tend(self, now: float) -> None:
+        """Drop overdue handshakes and go on accepting; to be called about once a second."""
+        while self._half_open and now - self._half_open[0][0] > defaults.HANDSHAKE_S:
+            self._half_open.popleft()[1].hang_up()
+        if not self._listening:
+            self._listening = True
+            self.loop.watch(self._socket, self._accept)
+
+    def close(self) -> None:
+        """Close every connection and stop listening."""
+        self._pause()
+        self._socket.close()
+        for _, wire in self._half_open:
+            wire.hang_up()
+        for peer in list(self._peers):
+            peer.channel.close()
+        self._peers.clear()
+
+    def gone(self, peer: Peer, reason: str) -> None:
+        """A peer's connection has ended."""
+        self._peers.discard(peer)
+        self.on_gone(peer, reason)
+
+    def _accept(self) -> None:
+        """Take one connection in, and start its handshake."""
+        now = time.monotonic()
+        if len(self._half_open) >= defaults.MAX_HALF_OPEN:
+            if now - self._half_open[0][0] < _CROWDED_S:
+                self._pause()  # the kernel holds the others until `tend`
+                return
+            self._half_open.popleft()[1].hang_up()
+        try:
+            sock, address = self._socket.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            log.error("cannot accept connections: %s; trying again in %g s", error, defaults.SWEEP_S)
+            self._pause()
+            return
+        sock.setblocking(True)
+        wire = Wire(sock)
+        self._half_open.append((now, wire))
+        name = f"{address[0]}:{address[1]}"
+        try:
+            threading.Thread(target=self._handshake, args=(wire, name), name="handshake", daemon=True).start()
+        except RuntimeError as error:
+            log.error("cannot start a handshake with %s: %s", name, error)
+            self._handshake_over(wire, name, proven=False)
+
+    def _pause(self) -> None:
+        self._listening = False
+        self.loop.forget(self._socket)
+
+    def _handshake(self, wire: Wire, name: str) -> None:
+        """In a thread of its own: the mutual challenge, which ends or is hung up upon."""
+        proven = False
+        try:
+            wire.prove_key(self._authkey, as_master=True)
+            proven = True
+        except AuthenticationError:
+            log.warning("%s holds another key; connection closed", name)
+        except Exception as error:  # silence, garbage, a port scanner
+            log.debug("%s did not finish the handshake: %s", name, error)
+        self.loop.post(lambda: self._handshake_over(wire, name, proven))
+
+    def _handshake_over(self, wire: Wire, name: str, proven: bool) -> None:
+        for entry in self._half_open:
+            if entry[1] is wire:
+                self._half_open.remove(entry)
+                break
+        else:
+            proven = False  # it took too long and was hung up upon
+        if not proven:
+            wire.close()
+        else:
+            self._peers.add(Peer(self, wire, name))
+        if not self._listening:
+            self.tend(time.monotonic())
+
+
+class ClusterManager(BaseManager):
+    """The face of a master for those who know `multiprocessing.managers`.
+
+    >>> manager = ClusterManager(address=("node", 5494), authkey=key)  # doctest: +SKIP
+    >>> manager.connect()                                              # doctest: +SKIP
+    >>> manager.JobQueue().status()                                    # doctest: +SKIP
+    """
+
+
+def _listen(address: Tuple[str, int]) -> socket.socket:
+    """A listening, non-blocking socket. Raises OSError naming the address."""
+    host, port = address
+    try:
+        info = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family = info[0][0]
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(info[0][4])
+            sock.listen(defaults.BACKLOG)
+        except BaseException:
+            sock.close()
+            raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise type(error)(error.errno, f"cannot listen on {host or '*'}:{port}: {reason.lower()}") from error
+    sock.setblocking(False)
+    return sock
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many connections as the system lets this process have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (ValueError, OSError):
+        log.debug("the descriptor limit stays at %d", soft)

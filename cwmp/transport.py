@@ -1,0 +1,210 @@
+"""The way to a master: TCP connections that speak the protocol of `multiprocessing.managers`.
+
+A request is the pickle of `(object, method, args, kwargs)`, a reply that of `(kind, value)`, each
+in a frame of `multiprocessing.connection`, after the mutual challenge of that module. So a plain
+`BaseManager` can talk to a cwmp master. What is ours: socket options, deadlines, and an unpickler
+that builds plain values only.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import socket
+import sys
+from collections import deque
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import answer_challenge, deliver_challenge
+from typing import Any, Deque, Dict, List, Tuple
+
+from . import defaults, errors
+from .frames import FrameReader, header
+from .messages import JOB_QUEUE
+
+RETURN = "#RETURN"
+FAILURE = "#TRACEBACK"  # value: "ErrorClass: message"
+
+_ONE_WRITE_BYTES = 64 << 10  # up to here copying the body behind its header is cheaper than a second call
+_HANDSHAKE_FRAME_BYTES = 256
+
+
+# --- plain values ---------------------------------------------------------------------------
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Builds what needs no import: containers, text, bytes and numbers."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"{module}.{name} has no place in a message")
+
+
+def dump_message(message: Any) -> bytes:
+    """A message of plain values to bytes."""
+    return pickle.dumps(message, 4)
+
+
+def load_message(data: bytes) -> Any:
+    """The plain values in `data`; raises UnpicklingError, or another Exception, for anything else."""
+    return _PlainUnpickler(io.BytesIO(data)).load()
+
+
+def failure(error: BaseException) -> str:
+    """An error as it travels in a reply; `_raise_failure` is its inverse."""
+    return f"{type(error).__name__}: {error}"
+
+
+def _raise_failure(text: Any) -> None:
+    """Raise the error that the master reported, as our own class of that name where there is one."""
+    name, _, message = str(text).partition(": ")
+    kind: Any = getattr(errors, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, errors.CwmpError)):
+        raise errors.CwmpError(str(text))
+    raise kind(message)
+
+
+# --- sockets --------------------------------------------------------------------------------
+
+
+def set_options(sock: socket.socket) -> None:
+    """What every cwmp connection wants: no Nagle delay, and a vanished peer noticed by the kernel."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sys.platform == "linux":
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(defaults.SILENT_S * 1000))
+
+
+class Wire:
+    """A blocking connection to a peer. One thread may send while another one receives."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        set_options(sock)
+        self.sock = sock
+        self._reader = FrameReader(_HANDSHAKE_FRAME_BYTES)
+        self._frames: Deque[bytes] = deque()
+
+    # What multiprocessing's challenge functions ask of a connection:
+
+    def send_bytes(self, body: bytes) -> None:
+        """Send one frame. Raises OSError."""
+        if len(body) <= _ONE_WRITE_BYTES:
+            self.sock.sendall(header(len(body)) + body)
+        else:
+            self.sock.sendall(header(len(body)))
+            self.sock.sendall(body)
+
+    def recv_bytes(self, maxlength: int = 0) -> bytes:
+        """The next frame. Raises EOFError, FrameError, OSError, or TimeoutError as set."""
+        frames = self._frames
+        while not frames:
+            data = self.sock.recv(defaults.READ_BYTES)
+            if not data:
+                raise EOFError("the other side closed the connection")
+            frames.extend(self._reader.feed(data))
+        return frames.popleft()
+
+    # What cwmp asks of it:
+
+    def prove_key(self, authkey: bytes, *, as_master: bool) -> None:
+        """The mutual challenge. Raises AuthenticationError; only then are long frames taken."""
+        if as_master:
+            deliver_challenge(self, authkey)  # type: ignore[arg-type]
+            answer_challenge(self, authkey)  # type: ignore[arg-type]
+        else:
+            answer_challenge(self, authkey)  # type: ignore[arg-type]
+            deliver_challenge(self, authkey)  # type: ignore[arg-type]
+        self._reader.limit(defaults.MAX_FRAME_BYTES)
+
+    def request(self, obj: Any, method: str, *args: Any) -> None:
+        """Send a request without waiting for its reply."""
+        self.send_bytes(dump_message((obj, method, args, {})))
+
+    def reply(self) -> Any:
+        """Wait for the next reply; raises what the master reports."""
+        kind, value = load_message(self.recv_bytes())
+        if kind != RETURN:
+            _raise_failure(value)
+        return value
+
+    def call(self, obj: Any, method: str, *args: Any) -> Any:
+        """A request and its reply."""
+        self.request(obj, method, *args)
+        return self.reply()
+
+    def release(self) -> Tuple[FrameReader, List[bytes]]:
+        """Give reading over to somebody else: the reader in mid-stream, and the frames that wait here."""
+        frames = list(self._frames)
+        self._frames.clear()
+        return self._reader, frames
+
+    def deadline(self, seconds: float) -> None:
+        """From now on a send or receive that takes longer raises TimeoutError (socket.timeout)."""
+        self.sock.settimeout(seconds)
+
+    def hang_up(self) -> None:
+        """End the connection for both sides; wakes a thread that is blocked in it."""
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it was closed by the other side already
+
+    def close(self) -> None:
+        """Hang up and give the descriptor back."""
+        self.hang_up()
+        self.sock.close()
+
+
+def connect(
+    host: str, port: int, authkey: bytes, *, timeout_s: float = defaults.CONNECT_S + defaults.HANDSHAKE_S
+) -> Wire:
+    """An authenticated connection to the master at `host`:`port`.
+
+    Raises ConnectError (not found, refused, no answer in `timeout_s`) or WrongKey.
+    """
+    place = f"{host}:{port}"
+    try:
+        sock = socket.create_connection((host, port), timeout=timeout_s)
+    except socket.timeout:
+        raise errors.ConnectError(f"no answer from {place} within {timeout_s:g} s") from None
+    except OSError as error:
+        raise errors.ConnectError(f"cannot connect to a master at {place}: {_reason(error)}") from error
+    wire = Wire(sock)
+    try:
+        wire.prove_key(authkey, as_master=False)
+        wire.request(None, "accept_connection")
+        wire.reply()
+    except BaseException as error:
+        wire.close()
+        raise _handshake_error(error, place, timeout_s) from error
+    wire.deadline(defaults.REPLY_S)
+    return wire
+
+
+def introduce(wire: Wire, hello: Dict[str, Any]) -> Dict[str, Any]:
+    """Join the cluster; returns the master's welcome. Raises VersionMismatch and other CwmpErrors."""
+    welcome: Dict[str, Any] = wire.call(JOB_QUEUE, "join", hello)
+    return welcome
+
+
+def _handshake_error(error: BaseException, place: str, timeout_s: float) -> BaseException:
+    """What went wrong between a standing connection and a proven key."""
+    if isinstance(error, AuthenticationError):
+        return errors.WrongKey(
+            f"the master at {place} holds another key: use the key that it was started with "
+            "(--authkey-file, CWMP_AUTHKEY_FILE)"
+        )
+    if isinstance(error, socket.timeout):
+        return errors.ConnectError(f"{place} took the connection but did not answer within {timeout_s:g} s")
+    if isinstance(error, (EOFError, OSError)):
+        return errors.ConnectError(f"{place} closed the connection during the handshake ({_reason(error)})")
+    if isinstance(error, Exception):
+        return errors.ConnectError(f"what listens at {place} is not a cwmp master ({_reason(error)})")
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error) or type(error).__name__
