@@ -1,0 +1,289 @@
+"""The slots of a worker: start, feed, watch, kill, refill."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import platform
+import selectors
+import signal
+import socket
+import sys
+import time
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+
+from . import defaults, slot
+from .frames import FrameReader
+from .guardian import Guardian
+from .loop import Channel, Loop
+from .messages import Lease, Outcome
+
+_PR_SET_PDEATHSIG = 1
+_HUNG_UP_S = 0.5  # from a slot's hang-up to its death; later it is killed
+_YOUNG_S = 1.0  # a slot that dies younger than this without a job is not refilled at once
+
+
+class Death(NamedTuple):
+    """A slot that is gone: how many of its leases it had not begun, and why it died."""
+
+    unclaimed: int
+    cause: Dict[str, Any]
+
+
+class Answers(NamedTuple):
+    """Jobs that a slot has ended, and the seconds that they took together."""
+
+    slot: int
+    outcomes: List[Outcome]
+    busy_s: float
+
+
+class _Process:
+    """One child process and the worker's ends of what joins it to the worker."""
+
+    def __init__(self, pid: int, channel: Channel, claims: Tuple[int, int], answers_in: int) -> None:
+        self.pid = pid
+        self.channel = channel  # for messages with leases
+        self.claims_in, self.claims_out = claims
+        self.answers_in = answers_in
+        self.reader = FrameReader()
+        self.generation = 0
+        self.born = time.monotonic()
+        self.hung_up: Optional[float] = None  # when its socket was closed
+        self.worked = False
+
+    def close(self) -> None:
+        self.channel.close()
+        for fd in (self.claims_in, self.claims_out, self.answers_in):
+            os.close(fd)
+
+
+class Pool:
+    """`size` slots, each a child process of this one, which must have no other thread.
+
+    `answers()` and `deaths()` tell what has happened since the last call; `fileno()` is readable
+    when there are answers, so that who watches the pool decides when to look at them.
+    """
+
+    def __init__(self, size: int, loop: Loop) -> None:
+        self.size = size
+        self._loop = loop
+        self._slots: List[Optional[_Process]] = [None] * size
+        self._selector = selectors.DefaultSelector()
+        self._deaths: List[Tuple[int, Death]] = []
+        self._last_words: List[Answers] = []  # answers of slots that have died
+        self._refill_at: Dict[int, float] = dict.fromkeys(range(size), 0.0)
+        self._guardian = Guardian()
+
+    def refill(self, now: float) -> List[int]:
+        """Start the slots that are missing and due; returns their indexes."""
+        due = [index for index, at in self._refill_at.items() if at <= now]
+        for index in due:
+            del self._refill_at[index]
+            self._start(index)
+        return due
+
+    def next_refill(self) -> Optional[float]:
+        """When a missing slot is due; None when none is missing."""
+        return min(self._refill_at.values(), default=None)
+
+    def feed(self, index: int, leases: List[Lease]) -> None:
+        """Send a slot these leases, and as many claims."""
+        process = self._slots[index]
+        if process is None:
+            raise LookupError(f"slot {index} is not up")
+        process.worked = True
+        # Claims first: a slot that reads the message must find them.
+        os.write(process.claims_out, bytes([process.generation]) * len(leases))
+        process.channel.send(pickle.dumps((process.generation, leases), 4))
+
+    def take_back(self, index: int) -> int:
+        """Recover what a slot has not begun; returns how many of the last leases that is."""
+        process = self._slots[index]
+        if process is None:
+            return 0
+        count = _read_claims(process.claims_in)
+        if count:
+            process.generation = (process.generation + 1) % 256
+        return count
+
+    def fileno(self) -> int:
+        """A descriptor that is readable while slots have answers."""
+        return self._selector.fileno()
+
+    def answers(self) -> List[Answers]:
+        """What the slots have answered, each in the order in which it was fed."""
+        found, self._last_words = self._last_words, []
+        for key, _ in self._selector.select(0):
+            process = self._slots[key.data]
+            if process is not None:
+                answers = _read_answers(key.data, process)
+                if answers.outcomes:
+                    found.append(answers)
+        return found
+
+    def reap(self) -> None:
+        """Collect the children that have ended."""
+        for index, process in enumerate(self._slots):
+            if process is None:
+                continue
+            if process.hung_up is not None and time.monotonic() - process.hung_up > _HUNG_UP_S:
+                os.kill(process.pid, signal.SIGKILL)
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                self._bury(index, process, status, usage.ru_maxrss)
+
+    def deaths(self) -> List[Tuple[int, Death]]:
+        """(slot, death) of the slots that have died, to be asked for after their `answers`."""
+        deaths, self._deaths = self._deaths, []
+        return deaths
+
+    def hung_up(self) -> bool:
+        """Whether a slot has closed its socket and still lives: `reap` again soon."""
+        return any(process is not None and process.hung_up is not None for process in self._slots)
+
+    def pids(self) -> List[int]:
+        """The processes of the slots that are up."""
+        return [process.pid for process in self._slots if process is not None]
+
+    def kill(self) -> None:
+        """End all slots at once, with what their jobs have started."""
+        for process in self._slots:
+            if process is not None:
+                _kill_group(process.pid)
+
+    def close(self, patience_s: float) -> None:
+        """Let idle slots exit by themselves, kill what is left after `patience_s`."""
+        left = [process for process in self._slots if process is not None]
+        for process in left:
+            self._selector.unregister(process.answers_in)
+            process.close()
+        deadline = time.monotonic() + patience_s
+        while left and time.monotonic() < deadline:
+            left = [process for process in left if not os.waitpid(process.pid, os.WNOHANG)[0]]
+            time.sleep(0.002 if left else 0)
+        for process in left:
+            _kill_group(process.pid)
+            os.waitpid(process.pid, 0)
+        self._slots = [None] * self.size
+        self._selector.close()
+        self._guardian.dismiss()
+
+    # --- one slot ----------------------------------------------------------------------------
+
+    def _start(self, index: int) -> None:
+        """Fork a slot."""
+        ours, theirs = socket.socketpair()
+        claims, answers = os.pipe(), os.pipe()
+        os.set_blocking(claims[0], False)
+        os.set_blocking(answers[0], False)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()  # or the child would write it a second time
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            _die_with_parent(parent)
+            slot.main(theirs.detach(), claims[0], answers[1], platform.node())
+        theirs.close()
+        os.close(answers[1])
+        self._guardian.watch(pid)
+        channel = Channel(self._loop, ours, lambda _: None, lambda _: self._on_hang_up(index))
+        self._selector.register(answers[0], selectors.EVENT_READ, index)
+        self._slots[index] = _Process(pid, channel, claims, answers[0])
+
+    def _on_hang_up(self, index: int) -> None:
+        """The slot closed its socket: it is dying, or a job has closed it."""
+        process = self._slots[index]
+        if process is not None:
+            process.hung_up = time.monotonic()
+            self.reap()
+
+    def _bury(self, index: int, process: _Process, status: int, peak_rss: int) -> None:
+        """Note a death, and keep what the slot had answered before it."""
+        self._last_words.append(_read_answers(index, process))
+        self._slots[index] = None
+        self._selector.unregister(process.answers_in)
+        unclaimed = _read_claims(process.claims_in)
+        process.close()
+        _kill_group(process.pid, leader_too=False)  # what its jobs have left behind
+        self._guardian.release(process.pid)
+        cause = _cause(process, status, peak_rss)
+        self._deaths.append((index, Death(unclaimed, cause)))
+        now = time.monotonic()
+        idle_and_young = not process.worked and now - process.born < _YOUNG_S
+        self._refill_at[index] = now + (_YOUNG_S if idle_and_young else 0.0)
+
+
+def _read_answers(index: int, process: _Process) -> Answers:
+    """What a slot has written so far."""
+    unpack, size = slot.OUTCOME.unpack_from, slot.OUTCOME.size
+    outcomes: List[Outcome] = []
+    busy_s = 0.0
+    while True:
+        try:
+            data = os.read(process.answers_in, defaults.READ_BYTES)
+        except BlockingIOError:
+            break
+        for frame in process.reader.feed(data):
+            ticket, kind, took_s = unpack(frame)
+            busy_s += took_s
+            outcomes.append((ticket, kind, frame[size:]))
+        if len(data) < defaults.READ_BYTES:
+            break
+    return Answers(index, outcomes, busy_s)
+
+
+def _read_claims(fd: int) -> int:
+    """Take all claims out of a pipe; returns how many there were."""
+    count = 0
+    while True:
+        try:
+            data = os.read(fd, 65536)
+        except BlockingIOError:
+            return count
+        count += len(data)
+
+
+def _cause(process: _Process, status: int, peak_rss: int) -> Dict[str, Any]:
+    """Why a slot died, from what the kernel says."""
+    code = os.waitstatus_to_exitcode(status)
+    number = -code if code < 0 else None
+    if number is not None and process.hung_up is not None and number == signal.SIGKILL:
+        sentence = "ended by its worker after it closed the connection to it, or killed by SIGKILL"
+    elif number is not None:
+        sentence = f"killed by {_signal_name(number)}"
+    else:
+        sentence = f"exited with status {code}"
+    return {
+        "pid": process.pid,
+        "cause": sentence,
+        "signal": number,
+        "exit_code": code if code >= 0 else None,
+        "peak_rss_bytes": peak_rss * (1 if sys.platform == "darwin" else 1024),
+    }
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _kill_group(pid: int, leader_too: bool = True) -> None:
+    """Kill a slot and what its jobs have started; the slot itself only while it is not reaped."""
+    calls = [os.killpg, os.kill] if leader_too else [os.killpg]  # one just forked leads no group yet
+    for kill in calls:
+        try:
+            kill(pid, signal.SIGKILL)
+        except OSError:
+            pass  # gone already
+
+
+def _die_with_parent(parent: int) -> None:
+    """Linux: have the kernel kill this process when its worker ends, whatever it is doing then."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)

@@ -1,0 +1,245 @@
+"""What runs inside a slot: take a job, call it, turn *anything* that happens into bytes.
+
+A slot is a child process that its worker forked. Three descriptors join them.
+
+Over a socket come messages with leases, one after the other. Through a pipe go the answers, one
+frame a job, written before the next job begins: so nothing that is finished waits behind something
+that is not, or dies with it. Through another pipe come *claims*, one byte a lease. A slot reads one
+before it begins a job; the worker holds the reading end too, and takes a job back by reading its byte
+first. Each byte is read by one side only, so it is always certain who has a job, also when a slot
+has died.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import pickle
+import signal
+import struct
+import sys
+from collections import OrderedDict
+from time import perf_counter
+from typing import Any, Callable, List, Optional, Set, Tuple
+
+from . import defaults, payload
+from .errors import PayloadError
+from .frames import FrameReader, header
+from .messages import ERROR, RESULT, Lease
+
+OUTCOME = struct.Struct("!QBf")  # ticket, kind, seconds that the job took; the data follow
+_HEADED_OUTCOME = struct.Struct("!iQBf")  # the same behind the header of its frame
+_SMALL_BYTES = 1 << 20
+
+_Loaded = Tuple[payload.Function, Optional[Callable[..., Any]]]
+
+
+class _Ended(Exception):
+    """The worker is gone, or has no more use for this slot."""
+
+
+class _Surroundings:
+    """What a job may have moved, and is put back before the next one."""
+
+    def __init__(self) -> None:
+        self._own_cwd = os.getcwd()
+        self._own_path = [entry for entry in sys.path if entry not in ("", self._own_cwd)]
+        self._streams = (sys.stdin, sys.stdout, sys.stderr)
+        self._copies = [(os.dup(fd), fd) for fd in (1, 2)]
+        self._recursion_limit = sys.getrecursionlimit()
+        self._place: Optional[payload.Place] = None
+        self._cwd = self._own_cwd
+        self._path = list(self._own_path)
+
+    def enter(self, place: payload.Place) -> None:
+        """Stand where the client stands: its directory, and its module path before our own."""
+        if place is not self._place and place != self._place:
+            self._place = place
+            self._cwd = place.cwd if place.cwd and os.path.isdir(place.cwd) else self._own_cwd
+            own = set(self._own_path)
+            self._path = [entry for entry in place.path if entry not in own] + self._own_path
+        if sys.path != self._path:
+            sys.path[:] = self._path
+        try:
+            moved = os.getcwd() != self._cwd
+        except OSError:
+            moved = True
+        if moved:
+            os.chdir(self._cwd)
+
+    def restore(self) -> None:
+        """Undo what a job did to the standard streams and the recursion limit."""
+        for copy, fd in self._copies:
+            os.dup2(copy, fd)
+        if sys.stdout is not self._streams[1] or sys.stdout.closed or sys.stderr.closed:
+            self._reopen_streams()
+        if sys.getrecursionlimit() != self._recursion_limit:
+            sys.setrecursionlimit(self._recursion_limit)
+
+    def _reopen_streams(self) -> None:
+        stdin, stdout, stderr = self._streams
+        if stdout.closed:
+            stdout = open(1, "w", buffering=1, closefd=False)
+        if stderr.closed:
+            stderr = open(2, "w", buffering=1, closefd=False)
+        self._streams = sys.stdin, sys.stdout, sys.stderr = stdin, stdout, stderr
+
+
+class Slot:
+    """The loop of one slot."""
+
+    def __init__(self, jobs_fd: int, claims_fd: int, answers_fd: int, node: str) -> None:
+        self._jobs_fd = jobs_fd
+        self._claims_fd = claims_fd
+        self._answers_fd = answers_fd
+        self._where = f"node {node}, pid {os.getpid()}"
+        self._surroundings = _Surroundings()
+        self._loaded: OrderedDict[bytes, _Loaded] = OrderedDict()
+        self._claim_in_hand: Optional[int] = None  # read too early: it belongs to a later message
+        self._is_copy = False
+        os.register_at_fork(after_in_child=self._note_copy)
+
+    def run(self) -> None:
+        """Work until the worker hangs up."""
+        reader = FrameReader()
+        try:
+            while True:
+                data = os.read(self._jobs_fd, defaults.READ_BYTES)
+                if not data:
+                    return
+                for frame in reader.feed(data):
+                    generation, leases = pickle.loads(frame)
+                    self._work(generation, leases)
+        except _Ended:
+            return
+
+    def _work(self, generation: int, leases: List[Lease]) -> None:
+        """Run the jobs of one message, up to the first that was taken back."""
+        began = perf_counter()
+        for ticket, attempt, function, call in leases:
+            if not self._claim(generation):
+                return
+            try:
+                target = self._load(function)
+                args, kwargs = payload.load_call(call)
+                data = _dump_result(target(*args, **kwargs))
+                kind = RESULT
+            except BaseException as error:
+                data = payload.dump_error(error, f"{self._where}, attempt {attempt}")
+                kind = ERROR
+            if self._is_copy:
+                os._exit(0)  # the job forked, and this is the copy that came back from it
+            target = args = kwargs = None  # type: ignore[assignment]
+            self._surroundings.restore()
+            ended = perf_counter()
+            self._answer(ticket, kind, ended - began, data)
+            began = ended
+
+    def _claim(self, generation: int) -> bool:
+        """Whether the next lease of this generation is ours; False: the worker took it back."""
+        claim = self._claim_in_hand
+        if claim is None:
+            try:
+                byte = os.read(self._claims_fd, 1)
+            except BlockingIOError:
+                return False
+            if not byte:
+                raise _Ended
+            claim = byte[0]
+        # After a take-back the generation changes: this claim may be for what comes next.
+        self._claim_in_hand = None if claim == generation else claim
+        return claim == generation
+
+    def _load(self, data: bytes) -> Callable[..., Any]:
+        """The function, with its place entered; loaded once if one copy can serve many jobs."""
+        known = self._loaded.get(data)
+        if known is not None:
+            function, kept = known
+            self._surroundings.enter(function.place)
+            return kept if kept is not None else payload.load_value(function.pickle)
+        function = payload.open_function(data)
+        self._surroundings.enter(function.place)
+        target: Callable[..., Any] = payload.load_value(function.pickle)
+        self._loaded[data] = (function, target if function.reusable else None)
+        if len(self._loaded) > defaults.LOADED_FUNCTIONS:
+            self._loaded.popitem(last=False)
+        return target
+
+    def _answer(self, ticket: int, kind: int, took_s: float, data: bytes) -> None:
+        """Send one outcome to the worker."""
+        length = OUTCOME.size + len(data)
+        if length <= _SMALL_BYTES:
+            frame = _HEADED_OUTCOME.pack(length, ticket, kind, took_s) + data
+        else:
+            frame = header(length) + OUTCOME.pack(ticket, kind, took_s) + data
+        try:
+            sent = os.write(self._answers_fd, frame)
+            while sent < len(frame):
+                sent += os.write(self._answers_fd, memoryview(frame)[sent:])
+        except OSError:
+            raise _Ended from None
+
+    def _note_copy(self) -> None:
+        """In a process that a job forks."""
+        self._is_copy = True
+
+
+def main(jobs_fd: int, claims_fd: int, answers_fd: int, node: str) -> None:
+    """Be a slot: to be called in a fresh child of the worker; ends the process."""
+    status = 0
+    try:
+        _prepare(keep={jobs_fd, claims_fd, answers_fd})
+        Slot(jobs_fd, claims_fd, answers_fd, node).run()
+        atexit._run_exitfuncs()  # what jobs have registered
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                pass  # nobody reads it any more
+        os._exit(status)
+
+
+def _prepare(keep: Set[int]) -> None:
+    """Leave nothing of the worker in this process but what a slot needs."""
+    os.setpgid(0, 0)  # so that the children of a job end with the slot
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # The worker decides when a slot ends: SLURM signals every process of a job, a terminal its
+    # whole group. Handlers, unlike SIG_IGN, are not passed on to the programs that a job starts.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _carry_on)
+    os.register_at_fork(after_in_child=_restore_signals)
+    for name in os.listdir("/dev/fd"):
+        fd = int(name)
+        if fd > 2 and fd not in keep:
+            try:
+                os.close(fd)
+            except OSError:
+                pass  # the one that listed the directory
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
+def _carry_on(number: int, frame: Any) -> None:
+    """A signal handler that does nothing."""
+
+
+def _restore_signals() -> None:
+    """In a process that a job forks: signals end it as they end any other."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _dump_result(value: Any) -> bytes:
+    """The bytes of a result. Raises PayloadError, naming the type."""
+    try:
+        return payload.dump_value(value)
+    except PayloadError as error:
+        raise PayloadError(f"the result of this job: {error}") from error.__cause__

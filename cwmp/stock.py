@@ -1,0 +1,180 @@
+"""What a worker holds and which slot gets what: the rules, without processes or clock.
+
+A worker keeps just enough jobs to be busy over one round trip to the master, and hands its slots
+just enough to be busy over one wake-up of the agent. Both follow the measured time a job takes. A
+job that runs longer than `NOTICE_S` is *long*: it is announced, and what waits behind it is taken
+back for the other slots, or for other workers where there is no free slot here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Deque, Iterable, List, Optional, Tuple
+
+from . import defaults
+from .messages import Lease
+
+_SLOWEST_S = 4 * defaults.HORIZON_S  # longer jobs say no more about the next one
+
+
+class _SlotState:
+    """One slot: the leases it was handed, the first of which is running."""
+
+    __slots__ = ("leases", "since", "announced", "up")
+
+    def __init__(self) -> None:
+        self.leases: Deque[Lease] = deque()
+        self.since = 0.0  # when the first of `leases` can have begun
+        self.announced = False  # the first of `leases` was reported as running
+        self.up = False
+
+
+class Stock:
+    """The leases of one worker.
+
+    >>> stock = Stock(slots=2)
+    >>> stock.slot_up(0); stock.slot_up(1)
+    >>> stock.room()
+    2
+    >>> stock.add([(7, 1, b"f", b"x")])
+    >>> stock.hand_out(now=0.0)
+    [(0, [(7, 1, b'f', b'x')])]
+    """
+
+    def __init__(self, slots: int) -> None:
+        self.ready: Deque[Lease] = deque()  # taken from the master, handed to no slot
+        self._slots = [_SlotState() for _ in range(slots)]
+        self._job_s: Optional[float] = None  # what a job takes, measured; None: not known yet
+
+    # --- in and out --------------------------------------------------------------------------
+
+    def add(self, leases: Iterable[Lease]) -> None:
+        """The master has leased these to us."""
+        self.ready.extend(leases)
+
+    def hand_out(self, now: float) -> List[Tuple[int, List[Lease]]]:
+        """Which slot gets which leases now; they count as handed over."""
+        if not self.ready:
+            return []
+        given = []
+        depth = self._depth(defaults.SLOT_HORIZON_S)
+        takers = [
+            (len(slot.leases), index)
+            for index, slot in enumerate(self._slots)
+            if slot.up and not slot.announced and len(slot.leases) <= depth // 2
+        ]
+        takers.sort()
+        for position, (has, index) in enumerate(takers):
+            if not self.ready:
+                break
+            slot = self._slots[index]
+            fair = -(-len(self.ready) // (len(takers) - position))
+            leases = [self.ready.popleft() for _ in range(min(depth - has, fair, len(self.ready)))]
+            if not has:
+                slot.since = now
+            slot.leases.extend(leases)
+            given.append((index, leases))
+        return given
+
+    def finished(self, index: int, count: int, busy_s: float, now: float) -> None:
+        """A slot has ended its next `count` leases, and was busy with them for `busy_s`."""
+        if not count:
+            return
+        slot = self._slots[index]
+        next_done = slot.leases.popleft
+        for _ in range(count):
+            next_done()
+        slot.since = now
+        slot.announced = False
+        self._measure(busy_s / count)
+
+    def taken_back(self, index: int, count: int) -> None:
+        """The last `count` leases of a slot were recovered before it began them."""
+        slot = self._slots[index]
+        self.ready.extendleft(slot.leases.pop() for _ in range(min(count, len(slot.leases))))
+        if not slot.leases:
+            slot.announced = False  # it had not begun any: only the processor was slow to come by
+
+    def give_back(self) -> List[int]:
+        """Tickets of everything that no slot has; we hold them no longer."""
+        tickets = [lease[0] for lease in self.ready]
+        self.ready.clear()
+        return tickets
+
+    # --- slots -------------------------------------------------------------------------------
+
+    def slot_up(self, index: int) -> None:
+        """A slot can take work."""
+        self._slots[index].up = True
+
+    def slot_died(self, index: int, unclaimed: int) -> Optional[int]:
+        """A slot is gone; `unclaimed` of its leases had not begun and are ready again.
+
+        Returns the ticket of the one that was running, if any.
+        """
+        slot = self._slots[index]
+        slot.up = slot.announced = False
+        self.taken_back(index, unclaimed)
+        leases, slot.leases = slot.leases, deque()
+        running = leases.pop()[0] if leases else None
+        # Answers of the others were lost with the process: they run again, uncharged.
+        self.ready.extendleft(reversed(leases))
+        return running
+
+    # --- what to do next ---------------------------------------------------------------------
+
+    def room(self) -> int:
+        """How many more leases to ask the master for."""
+        free = [slot for slot in self._slots if slot.up and not slot.announced]
+        depth = self._depth(defaults.HORIZON_S)
+        if depth <= 1:
+            return max(0, sum(not slot.leases for slot in free) - len(self.ready))
+        held = len(self.ready) + sum(len(slot.leases) for slot in free)
+        want = depth * len(free)
+        return want - held if held <= want // 2 else 0
+
+    def surplus(self) -> List[int]:
+        """Tickets to give back because every slot is at a long job; we hold them no longer."""
+        stuck = all(slot.announced or not slot.up for slot in self._slots)
+        return self.give_back() if stuck and self.ready else []
+
+    def long_jobs(self, now: float) -> List[Tuple[int, bool]]:
+        """(slot, whether others wait behind it) of each slot newly found to be at a long job."""
+        found = []
+        for index, slot in enumerate(self._slots):
+            if slot.leases and not slot.announced and now - slot.since >= defaults.NOTICE_S:
+                slot.announced = True
+                found.append((index, len(slot.leases) > 1))
+        return found
+
+    def at_work_on(self, index: int) -> Optional[int]:
+        """The ticket of the job that a slot runs, if any."""
+        leases = self._slots[index].leases
+        return leases[0][0] if leases else None
+
+    def next_notice(self) -> Optional[float]:
+        """When `long_jobs` should be asked again; None: not before something happens."""
+        times = [slot.since for slot in self._slots if slot.leases and not slot.announced]
+        return min(times) + defaults.NOTICE_S if times else None
+
+    def busy(self) -> int:
+        """Slots that have work."""
+        return sum(bool(slot.leases) for slot in self._slots)
+
+    def handed_out(self) -> List[Tuple[int, List[int]]]:
+        """(slot, tickets) of every slot that has work."""
+        return [(i, [lease[0] for lease in s.leases]) for i, s in enumerate(self._slots) if s.leases]
+
+    def _depth(self, horizon_s: float) -> int:
+        """How many jobs make up `horizon_s` of work for one slot; 1 while nothing is known."""
+        if self._job_s is None:
+            return 1
+        return int(min(defaults.MAX_STOCK, max(1.0, horizon_s / max(self._job_s, 1e-6))))
+
+    def _measure(self, job_s: float) -> None:
+        """Follow what jobs take: quickly upwards, steadily downwards."""
+        job_s = min(max(job_s, 0.0), _SLOWEST_S)
+        if self._job_s is None:
+            self._job_s = job_s
+        else:
+            self._job_s += (job_s - self._job_s) * (0.5 if job_s > self._job_s else 0.2)

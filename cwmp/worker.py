@@ -1,0 +1,395 @@
+"""The agent of one node: take, report, beat, drain. It runs no user code, so it always answers.
+
+One thread, two connections (take; report and beat) and a pool of slots. When it is told to stop
+it goes in this order: take no more, give back what no slot has begun, let the slots finish within the
+grace period, kill and give back the rest, report it all, say goodbye.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+from . import defaults
+from .errors import ConnectError, MasterLost
+from .loop import Channel, Loop
+from .messages import JOB_QUEUE, RESULT_QUEUE, Outcome, this_side
+from .pool import Pool
+from .stock import Stock
+from .transport import RETURN, Wire, connect, dump_message, introduce, load_message
+
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+"""Numerical libraries start a thread for each core unless these say otherwise: in every slot."""
+
+_CLOSE_S = 1.0  # from the hang-up to an idle slot's end; later it is killed
+
+
+def _print_to_stderr(line: str) -> None:
+    print(f"cwmp-worker: {line}", file=sys.stderr, flush=True)
+
+
+class _Line:
+    """One connection to the master: a request at a time, with a deadline for its reply."""
+
+    def __init__(self, loop: Loop, wire: Wire, on_lost: Callable[[str], None]) -> None:
+        self._on_lost = on_lost
+        self._on_reply: Optional[Callable[[Any], None]] = None
+        self.due: Optional[float] = None  # when the reply must be here
+        self._channel = Channel(loop, wire.sock, self._on_frames, on_lost, wire.release())
+
+    @property
+    def free(self) -> bool:
+        """Whether no request is under way."""
+        return self.due is None
+
+    def request(self, target: str, method: str, args: Tuple[Any, ...], on_reply: Callable[[Any], None],
+                within_s: float) -> None:  # fmt: skip
+        """Send a request; `on_reply(value)` comes later."""
+        self.due = time.monotonic() + within_s
+        self._on_reply = on_reply
+        self._channel.send(dump_message((target, method, args, {})))
+
+    def close(self) -> None:
+        """Hang up."""
+        self._channel.close()
+
+    def _on_frames(self, frames: List[bytes]) -> None:
+        for frame in frames:
+            on_reply, self._on_reply, self.due = self._on_reply, None, None
+            kind, value = load_message(frame)
+            if kind != RETURN or on_reply is None:
+                self._on_lost(f"it answered: {value}")
+                return
+            on_reply(value)
+
+
+class Worker:
+    """The agent. `run()` blocks; `drain()` ends it from a signal handler.
+
+    `slots` jobs run at a time. `leash_fd` is a descriptor whose end of file drains the worker at once.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        authkey: bytes,
+        *,
+        slots: int,
+        grace_s: float = defaults.GRACE_S,
+        wait_s: float = defaults.WAIT_S,
+        say: Callable[[str], None] = _print_to_stderr,
+        leash_fd: Optional[int] = None,
+    ) -> None:
+        self._address = (host, port)
+        self._authkey = authkey
+        self._grace_s = grace_s
+        self._wait_s = wait_s
+        self._say = say
+        self._leash_fd = leash_fd
+        self._slots = slots
+        self._stock = Stock(slots)
+        self._loop = Loop()
+        self._ident = 0
+        self._done = 0
+        self._lost: Optional[str] = None  # why the master is gone
+        # What the next report will carry:
+        self._outcomes: List[Outcome] = []
+        self._running: List[int] = []
+        self._died: List[Tuple[int, Dict[str, Any]]] = []
+        self._returned: List[int] = []
+        self._next_beat = 0.0
+        self._next_chore = 0.0
+        self._answers_wait = False  # the pool has something to gather
+        self._deaf_until: Optional[float] = None  # when the pool may wake us again
+        # Written by signal handlers:
+        self._drains = 0
+        self._child_ended = False
+        self._drain_until: Optional[float] = None
+
+    def run(self) -> None:
+        """Serve until drained.
+
+        Raises ConnectError, WrongKey or VersionMismatch at the start, MasterLost later.
+        """
+        for name in THREAD_VARIABLES:
+            os.environ.setdefault(name, "1")
+        signal.signal(signal.SIGCHLD, self._on_child)
+        self._loop.wake_on_signals()
+        if self._leash_fd is not None:
+            self._loop.watch(self._leash_fd, self._on_leash)
+        self._pool = Pool(self._slots, self._loop)
+        try:
+            self._refill(time.monotonic())
+            if self._join():
+                self._serve()
+        finally:
+            self._pool.close(_CLOSE_S)
+            signal.set_wakeup_fd(-1)
+            self._loop.close()
+        if self._lost is not None:
+            raise MasterLost(f"the master at {self._place()} is gone: {self._lost}")
+
+    def drain(self) -> None:
+        """Take no more jobs, finish what runs within the grace period, leave. A second call: leave now."""
+        self._drains += 1
+        self._loop.wake()
+
+    # --- joining -----------------------------------------------------------------------------
+
+    def _join(self) -> bool:
+        """Connect and introduce ourselves; False if told to stop before that."""
+        wires = []
+        for _ in ("take", "report"):
+            wire = self._connect()
+            if wire is None:
+                return False
+            wires.append(wire)
+        hello = this_side("worker", slots=self._slots, busy=0, done=0, rss_bytes=0)
+        welcome = introduce(wires[0], hello)
+        self._ident = welcome["member"]
+        introduce(wires[1], {**hello, "member": self._ident})
+        self._take_line, self._report_line = (_Line(self._loop, wire, self._on_lost) for wire in wires)
+        slots = "1 slot" if self._slots == 1 else f"{self._slots} slots"
+        self._say(f"connected to {self._place()} (cluster {welcome['name']}), {slots}")
+        return True
+
+    def _connect(self) -> Optional[Wire]:
+        """A connection to the master, waiting for one that is not up yet; None if told to stop."""
+        deadline = time.monotonic() + self._wait_s
+        pause_s = 0.05
+        told = False
+        while not self._drains:
+            try:
+                return connect(*self._address, self._authkey)
+            except ConnectError as error:
+                left_s = deadline - time.monotonic()
+                if type(error) is not ConnectError or left_s <= 0:
+                    raise
+                if not told:
+                    self._say(f"waiting up to {left_s:.0f} s for a master at {self._place()}: {error}")
+                    told = True
+            self._loop.poll(min(pause_s, left_s))
+            pause_s = min(1.0, pause_s * 1.5)
+        return None
+
+    def _place(self) -> str:
+        return f"{self._address[0]}:{self._address[1]}"
+
+    # --- serving -----------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        """The loop: wait, pass on what has come in, then see to what is due."""
+        now = time.monotonic()
+        self._next_beat = now + defaults.BEAT_S
+        self._loop.watch(self._pool, self._on_answers)
+        while self._lost is None:
+            if self._answers_wait:
+                self._gather(now)
+            self._feed(now)
+            self._report(now)
+            self._ask_for_work()
+            if self._child_ended or self._drains or now >= self._next_chore:
+                if not self._do_chores(now):
+                    break
+                continue  # what they have found is passed on before we sleep
+            self._loop.poll(max(0.0, min(self._next_chore, self._next_beat) - time.monotonic()))
+            now = time.monotonic()
+        if self._lost is None:
+            self._say_goodbye()
+
+    def _do_chores(self, now: float) -> bool:
+        """What is due by the clock or has been asked for by a signal; False when it is time to leave."""
+        self._mind_slots(now)
+        if self._drains and self._drained(now):
+            return False
+        self._notice_long_jobs(now)
+        self._check_deadlines(now)
+        if self._deaf_until is not None and now >= self._deaf_until:
+            self._deaf_until = None
+            self._loop.watch(self._pool, self._on_answers)
+            self._answers_wait = True
+        times = [self._stock.next_notice(), self._pool.next_refill(), self._drain_until, self._deaf_until]
+        self._next_chore = min([t for t in times if t is not None], default=self._next_beat)
+        if self._pool.hung_up() or self._drains:
+            self._next_chore = min(self._next_chore, now + 0.05)
+        return True
+
+    def _gather(self, now: float) -> None:
+        """Take in what the slots have answered."""
+        self._answers_wait = False
+        for index, outcomes, busy_s in self._pool.answers():
+            self._stock.finished(index, len(outcomes), busy_s, now)
+            self._outcomes += outcomes
+            self._done += len(outcomes)
+
+    def _mind_slots(self, now: float) -> None:
+        """Bury dead slots and start new ones."""
+        if self._child_ended or self._pool.hung_up():
+            self._child_ended = False
+            self._pool.reap()
+        self._gather(now)  # a slot's last answers count before its death
+        for index, death in self._pool.deaths():
+            ticket = self._stock.slot_died(index, death.unclaimed)
+            if ticket is not None:
+                self._died.append((ticket, death.cause))
+            self._say(f"slot {index} (pid {death.cause['pid']}) {death.cause['cause']}; refilled")
+        self._refill(now)
+
+    def _refill(self, now: float) -> None:
+        for index in self._pool.refill(now):
+            self._stock.slot_up(index)
+
+    def _notice_long_jobs(self, now: float) -> None:
+        """Announce jobs that run for long, and free what waits behind them."""
+        due = self._stock.next_notice()
+        if due is None or due > now:
+            return
+        self._gather(now)  # they may have ended without our looking
+        for index, others_wait in self._stock.long_jobs(now):
+            if others_wait:
+                self._stock.taken_back(index, self._pool.take_back(index))
+            ticket = self._stock.at_work_on(index)
+            if ticket is not None:
+                self._running.append(ticket)
+        self._returned += self._stock.surplus()
+
+    def _feed(self, now: float) -> None:
+        if not self._drains and self._stock.ready:
+            for index, leases in self._stock.hand_out(now):
+                self._pool.feed(index, leases)
+                self._next_chore = min(self._next_chore, now + defaults.NOTICE_S)
+
+    def _ask_for_work(self) -> None:
+        """Have one long poll at the master, whenever there is room."""
+        room = 0 if self._drains else self._stock.room()
+        if room and self._take_line.free:
+            args = (self._ident, room, defaults.POLL_S)
+            within_s = defaults.POLL_S + defaults.REPLY_S
+            self._take_line.request(JOB_QUEUE, "take", args, self._on_leases, within_s)
+
+    def _on_leases(self, leases: List[Any]) -> None:
+        self._stock.add(leases)
+
+    def _report(self, now: float) -> None:
+        """Send what there is to say, one report at a time, and a sign of life at least every beat."""
+        news = self._outcomes or self._running or self._died or self._returned
+        if not self._report_line.free or not (news or now >= self._next_beat):
+            return
+        report: Dict[str, Any] = {}
+        if self._outcomes:
+            report["outcomes"] = self._batch()
+        for name in ("running", "died", "returned"):
+            entries = getattr(self, f"_{name}")
+            if entries:
+                report[name] = entries
+                setattr(self, f"_{name}", [])
+        if now >= self._next_beat:
+            report["facts"] = self._facts()
+            self._next_beat = now + defaults.BEAT_S
+        count = len(report.get("outcomes", ()))
+        if count >= defaults.PACE_FROM_JOBS and self._deaf_until is None:
+            # Many jobs are being done: let some more gather before anybody is woken for them.
+            self._deaf_until = now + min(defaults.PACE_MAX_S, count * defaults.PACE_S)
+            self._next_chore = min(self._next_chore, self._deaf_until)
+            self._loop.forget(self._pool)
+        args = (self._ident, report)
+        self._report_line.request(RESULT_QUEUE, "report", args, lambda _: None, defaults.REPLY_S)
+
+    def _on_answers(self) -> None:
+        self._answers_wait = True
+
+    def _batch(self) -> List[Outcome]:
+        """The outcomes for one report: the oldest, as many as fit."""
+        outcomes = self._outcomes
+        count = size = 0
+        for count, outcome in enumerate(outcomes, 1):
+            size += len(outcome[2])
+            if count >= defaults.MAX_BATCH_JOBS or size >= defaults.MAX_BATCH_BYTES:
+                break
+        self._outcomes = outcomes[count:]
+        return outcomes[:count]
+
+    def _facts(self) -> Dict[str, Any]:
+        return {"busy": self._stock.busy(), "done": self._done, "rss_bytes": self._rss_bytes()}
+
+    def _rss_bytes(self) -> int:
+        """Resident memory of the agent and its slots."""
+        import psutil  # costs 20 ms, which a worker that has just started has no time for
+
+        total = 0
+        for pid in (os.getpid(), *self._pool.pids()):
+            try:
+                total += psutil.Process(pid).memory_info().rss
+            except psutil.Error:
+                pass  # it has just died
+        return total
+
+    def _check_deadlines(self, now: float) -> None:
+        for line in (self._take_line, self._report_line):
+            if line.due is not None and now > line.due:
+                self._on_lost(f"no reply for {defaults.REPLY_S:g} s after it was due")
+
+    # --- leaving -----------------------------------------------------------------------------
+
+    def _drained(self, now: float) -> bool:
+        """Work towards leaving; True when nothing is left to wait for."""
+        if self._drain_until is None:
+            self._drain_until = now + self._grace_s
+            for index, _ in self._stock.handed_out():
+                self._stock.taken_back(index, self._pool.take_back(index))
+        self._returned += self._stock.give_back()
+        if self._stock.busy() and self._drains == 1 and now < self._drain_until:
+            return False
+        if self._stock.busy():
+            self._pool.kill()
+            for _, tickets in self._stock.handed_out():
+                self._returned += tickets  # killed by us, so nobody is charged
+        return True
+
+    def _say_goodbye(self) -> None:
+        """Everything that is still to be reported, then leave: bounded, for the master may be gone."""
+        deadline = time.monotonic() + defaults.REPLY_S / 3
+        left = False
+        while self._lost is None and time.monotonic() < deadline:
+            if self._report_line.free:
+                if self._outcomes or self._returned or self._died:
+                    self._report(time.monotonic())
+                elif left:
+                    break
+                else:
+                    left = True
+                    args = (("worker", self._ident),)
+                    self._report_line.request(RESULT_QUEUE, "leave", args, lambda _: None, defaults.REPLY_S)
+            self._loop.poll(0.1)
+        self._take_line.close()
+        self._report_line.close()
+        self._pool.kill()
+
+    def _on_lost(self, reason: str) -> None:
+        if self._lost is None:
+            self._lost = reason
+            self._take_line.close()
+            self._report_line.close()
+
+    # --- from outside ------------------------------------------------------------------------
+
+    def _on_leash(self) -> None:
+        if self._leash_fd is not None and not os.read(self._leash_fd, 4096):
+            self._loop.forget(self._leash_fd)
+            self._leash_fd = None
+            self._drains += 2
+
+    def _on_child(self, number: int, frame: Any) -> None:
+        self._child_ended = True
