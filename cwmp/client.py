@@ -1,0 +1,173 @@
+"""`ClientThread`: submit jobs, have a callback called with each result."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from types import TracebackType
+from typing import Any, Callable, Hashable, List, Optional, Set, Type, Union
+
+from . import rendezvous
+from .errors import DuplicateJob
+from .messages import RUNNING
+from .outcomes import settle
+from .session import Event, Session
+
+log = logging.getLogger("cwmp")
+
+Callback = Callable[[Any, Any], None]
+OnError = Callable[[Any, BaseException], None]
+
+
+class ClientThread(threading.Thread):
+    """Submits jobs to a cluster and calls `callback(jobid, result)` for each one that succeeds.
+
+    Callbacks run in this thread, one after the other, once a job. A job that fails calls
+    `on_error(jobid, exception)` where that is given; otherwise the first failure is raised by
+    `wait()` after all jobs have ended. A callback that raises is reported through `on_error`, or
+    logged.
+
+    `host` is "node", "node:port" or None, which finds the cluster: CWMP_MASTER, the rendezvous of
+    this user, then localhost. Any hashable is a job id, and many threads may submit.
+
+    >>> def done(jobid, result):                          # doctest: +SKIP
+    ...     print(jobid, result)
+    >>> with ClientThread(done) as client:                # doctest: +SKIP
+    ...     for n in range(10):
+    ...         client.submit(n, pow, n, 2)
+    """
+
+    def __init__(
+        self,
+        callback: Callback,
+        host: Optional[str] = None,
+        port: Optional[int] = None,
+        *,
+        authkey: Union[bytes, str, None] = None,
+        on_error: Optional[OnError] = None,
+    ) -> None:
+        super().__init__(name="cwmp-client", daemon=True)
+        self._callback = callback
+        self._on_error = on_error
+        self._where = (host, port, authkey)
+        self._session: Optional[Session] = None
+        self._open: Set[Hashable] = set()  # ids of jobs without an outcome; guarded by `_ended`
+        self._ended = threading.Condition()  # notified when the last open job has ended
+        self._first_failure: Optional[BaseException] = None
+
+    def start(self) -> None:
+        """Connect and begin. Raises ConnectError, WrongKey or VersionMismatch."""
+        if self._session is None:
+            host, port, authkey = self._where
+            address = rendezvous.find_master(host, port)
+            key = rendezvous.find_key(authkey, host=host and address[0], port=address[1])
+            self._session = Session(*address, key, self._on_events)
+        super().start()
+
+    def submit(self, jobid: Hashable, func: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Have the cluster call `func(*args, **kwargs)`.
+
+        Raises DuplicateJob while a job of this id is open, PayloadError for what can't be pickled,
+        MasterLost when the master is gone, RuntimeError before `start()` and after `stop()`.
+        """
+        session = self._joined()
+        with self._ended:
+            if jobid in self._open:
+                raise DuplicateJob(f"job {jobid!r} is still open: wait for it, or give this one another id")
+            self._open.add(jobid)
+        try:
+            session.submit((jobid,), func, args, kwargs)
+        except BaseException:
+            self._close_job(jobid)
+            raise
+
+    def wait(self, timeout: Optional[float] = None) -> None:
+        """Wait until every job has ended and its callback has returned.
+
+        Raises the first failure where no `on_error` was given, and TimeoutError after `timeout` seconds.
+        """
+        if threading.current_thread() is self:
+            raise RuntimeError("wait() inside a callback would wait for itself")
+        self._joined()
+        with self._ended:
+            if not self._ended.wait_for(lambda: not self._open, timeout):
+                count = len(self._open)
+                raise TimeoutError(f"{count} job{'s' * (count != 1)} still open after {timeout:g} s")
+            failure, self._first_failure = self._first_failure, None
+        if failure is not None:
+            raise failure
+
+    def stop(self) -> None:
+        """Leave the cluster. Jobs that are still open are cancelled: `on_error` gets a CancelledError."""
+        if self._session is None:
+            return
+        self._session.close()
+        if threading.current_thread() is not self and self.is_alive():
+            self.join()
+
+    def __enter__(self) -> ClientThread:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self.stop()
+
+    def run(self) -> None:
+        """The thread's own work: dispatch events until stopped."""
+        self._joined().dispatch()
+
+    def _joined(self) -> Session:
+        if self._session is None:
+            raise RuntimeError("start() this client first, or use it in a `with` statement")
+        return self._session
+
+    def _on_events(self, events: List[Event]) -> None:
+        """In the dispatcher thread: what became of these jobs."""
+        events.reverse()  # so that each can be dropped before the next is worked on
+        while events:
+            (jobid,), kind, data = events.pop()
+            if kind == RUNNING:
+                continue
+            value, error = settle(kind, data)
+            try:
+                if error is None:
+                    self._call_back(jobid, value)
+                else:
+                    self._fail(jobid, error)
+            finally:
+                value = error = data = None
+                self._close_job(jobid)
+
+    def _call_back(self, jobid: Any, value: Any) -> None:
+        try:
+            self._callback(jobid, value)
+        except Exception as error:
+            if self._on_error is not None:
+                self._fail(jobid, error)
+            else:
+                log.exception("the callback for job %r raised", jobid)
+
+    def _fail(self, jobid: Any, error: BaseException) -> None:
+        """Report a failure to whom it concerns."""
+        if self._on_error is not None:
+            try:
+                self._on_error(jobid, error)
+            except Exception:
+                log.exception("on_error for job %r raised", jobid)
+        elif self._first_failure is None:
+            self._first_failure = error
+
+    def _close_job(self, jobid: Hashable) -> None:
+        with self._ended:
+            self._open.discard(jobid)
+            if not self._open:
+                self._ended.notify_all()

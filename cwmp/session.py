@@ -1,0 +1,311 @@
+"""One client's side of the cluster: two connections, pipelined submission, collected events.
+
+    submitting threads --put--> [submit connection] --> master
+                                   reader thread <-- replies: sends what has gathered meanwhile
+    dispatcher thread  <-- events -- [collect connection] <-- master
+
+If no request is in flight the submitting thread writes itself and does not wait for the reply;
+otherwise the job joins the pending batch, which the reader thread sends as soon as the reply is
+here. So an idle system has no delay and a busy one large batches.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import socket
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from typing import Any, Callable, Deque, Dict, Iterable, List, Optional, Tuple
+
+from . import defaults, payload
+from .errors import ConnectError, MasterLost
+from .messages import JOB_QUEUE, RESULT_QUEUE, RUNNING, Job, this_side
+from .transport import connect, introduce
+
+log = logging.getLogger("cwmp")
+
+MASTER_LOST = -1
+CANCELLED = -2
+"""Kinds of event, besides those of `messages`, for jobs that the master says no more of."""
+
+Event = Tuple[Any, int, Any]
+"""(token, kind, data) of a job; RUNNING is the only kind that does not end it."""
+
+OnEvents = Callable[[List[Event]], None]
+"""Called in the dispatcher thread with events in the order in which they happened."""
+
+
+class Session:
+    """The open jobs of one client. Each is known by a *token* of the caller's, given to `submit`.
+
+    Raises ConnectError, WrongKey or VersionMismatch when made. `dispatch()` must run in one thread,
+    the caller's choice; it returns after `close()`, or when the master is lost.
+    """
+
+    def __init__(self, host: str, port: int, authkey: bytes, on_events: OnEvents) -> None:
+        self.place = f"{host}:{port}"
+        self._on_events = on_events
+        self._functions = payload.FunctionDumper()
+        self._lock = threading.Lock()  # guards what follows, down to `_replies`
+        self._open: Dict[int, Any] = {}  # number -> token; the dispatcher removes without the lock
+        self._next_number = 0
+        self._pending: List[Job] = []  # jobs that wait for the put in flight
+        self._put_in_flight = False
+        self._replies: Deque[Tuple[float, Callable[[Any], None]]] = deque()  # (due, what to do with it)
+        self._idle = threading.Condition()  # notified when the last open job has ended
+        self._closing = False  # no further submit
+        self._lost: Optional[str] = None  # why the session has ended
+        self._left = False  # because we have left
+        self._submit_wire = connect(host, port, authkey)
+        try:
+            self._collect_wire = connect(host, port, authkey)
+            hello = this_side("client")
+            self._ident: int = introduce(self._submit_wire, hello)["member"]
+            introduce(self._collect_wire, {**hello, "member": self._ident})
+        except BaseException:
+            self._submit_wire.close()
+            raise
+        self._collect_wire.deadline(defaults.POLL_S + defaults.REPLY_S)
+        self._reader = threading.Thread(target=self._read_replies, name="cwmp-submit", daemon=True)
+        self._reader.start()
+        _end_at_exit(self)
+
+    # --- submitting --------------------------------------------------------------------------
+
+    def submit(
+        self, token: Any, function: Callable[..., Any], args: Tuple[Any, ...], kwargs: Dict[str, Any]
+    ) -> int:
+        """Send one job on its way; returns its number. Raises PayloadError or MasterLost."""
+        function_bytes = self._functions.dump(function)
+        call = payload.dump_call(args, kwargs)
+        with self._lock:
+            if self._lost is not None:
+                raise MasterLost(self._lost)
+            if self._closing:
+                raise RuntimeError("this client has been stopped: no job can be submitted to it")
+            number = self._next_number = self._next_number + 1
+            self._open[number] = token
+            job = (number, function_bytes, call)
+            if self._put_in_flight:
+                self._pending.append(job)
+                return number
+            self._put_in_flight = True
+            self._request("put", [job], on_reply=self._on_put)
+        return number
+
+    def withdraw(self, numbers: Iterable[int]) -> List[int]:
+        """Cancel the jobs that have not been handed out; returns their numbers. Blocks for a round trip.
+
+        No event comes for a withdrawn job. Jobs that could not be withdrawn go on as before.
+        """
+        wanted = set(numbers)
+        with self._lock:
+            unsent = [job[0] for job in self._pending if job[0] in wanted]
+            if unsent:
+                gone = set(unsent)
+                self._pending = [job for job in self._pending if job[0] not in gone]
+                wanted -= gone
+            answer: List[List[int]] = []
+            arrived = threading.Event()
+
+            def on_reply(value: Any) -> None:
+                answer.append(value or [])
+                arrived.set()
+
+            if wanted and self._lost is None:
+                self._request("cancel", sorted(wanted), on_reply=on_reply)
+            else:
+                on_reply([])
+        arrived.wait()
+        withdrawn = unsent + answer[0]
+        for number in withdrawn:
+            self._open.pop(number, None)
+        self._note_idle()
+        return withdrawn
+
+    def _request(self, method: str, argument: Any, on_reply: Callable[[Any], None]) -> None:
+        """Write one request; with the lock held, so that replies come in the order noted."""
+        self._replies.append((time.monotonic() + defaults.REPLY_S, on_reply))
+        try:
+            self._submit_wire.request(JOB_QUEUE, method, self._ident, argument)
+        except OSError as error:
+            self._submit_wire.hang_up()  # the reader sees the end and says so to everybody
+            log.debug("could not send %s: %s", method, error)
+
+    def _on_put(self, _: Any) -> None:
+        """The put in flight was acknowledged: send what has gathered meanwhile."""
+        with self._lock:
+            batch = self._next_batch()
+            self._put_in_flight = bool(batch)
+            if batch:
+                self._request("put", batch, on_reply=self._on_put)
+
+    def _next_batch(self) -> List[Job]:
+        """The pending jobs that fit into one message, oldest first."""
+        pending = self._pending
+        size = 0
+        for count, job in enumerate(pending, 1):
+            size += len(job[2])
+            if count >= defaults.MAX_BATCH_JOBS or size >= defaults.MAX_BATCH_BYTES:
+                self._pending = pending[count:]
+                return pending[:count]
+        self._pending = []
+        return pending
+
+    def _read_replies(self) -> None:
+        """The reader thread: take each reply and do what it was awaited for."""
+        try:
+            while True:
+                try:
+                    value = self._submit_wire.reply()
+                except socket.timeout:
+                    if self._replies and time.monotonic() > self._replies[0][0]:
+                        raise ConnectError(f"no reply within {defaults.REPLY_S:g} s") from None
+                    continue
+                self._replies.popleft()[1](value)
+        except Exception as error:
+            self._lose(error)
+
+    # --- collecting --------------------------------------------------------------------------
+
+    def dispatch(self) -> None:
+        """Collect events and pass them to `on_event`, until `close()` or the loss of the master."""
+        try:
+            seen = 0
+            self._poll(seen)
+            while True:
+                seen, events = self._collect_wire.reply()
+                self._poll(seen)  # so that the master gathers the next while we work on these
+                self._pass_on(events)
+                del events  # or they would live until the next ones come
+        except Exception as error:
+            self._lose(error)
+        self._end_open_jobs()
+
+    def _poll(self, seen: int) -> None:
+        self._collect_wire.request(RESULT_QUEUE, "collect", self._ident, seen, defaults.POLL_S)
+
+    def _pass_on(self, events: List[Any]) -> None:
+        """Tell the owner of these jobs what became of them."""
+        tokens = self._open
+        known = []
+        for number, kind, data in events:
+            token = tokens.get(number) if kind == RUNNING else tokens.pop(number, None)
+            if token is not None:  # else it was withdrawn, or this is the second time
+                known.append((token, kind, data))
+        self._tell(known)
+        if not tokens:
+            self._note_idle()
+
+    def _tell(self, events: List[Event]) -> None:
+        """Call the owner; nothing that happens there may end this thread."""
+        try:
+            self._on_events(events)
+        except Exception:
+            log.exception("cwmp's own handling of events failed")
+
+    # --- ending ------------------------------------------------------------------------------
+
+    def open_jobs(self) -> int:
+        """How many jobs have been submitted and not ended."""
+        return len(self._open)
+
+    def tokens(self) -> List[Any]:
+        """The tokens of the jobs that have not ended."""
+        with self._lock:  # numbers are only added under it
+            return list(self._open.values())
+
+    def wait_idle(self, timeout_s: Optional[float] = None) -> bool:
+        """Wait until no job is open; False if that took longer than `timeout_s`."""
+        with self._idle:
+            return self._idle.wait_for(lambda: not self._open, timeout_s)
+
+    def close(self) -> None:
+        """Leave the cluster at once. Open jobs end as CANCELLED, and the master drops them."""
+        with self._lock:
+            self._closing = True
+            if self._lost is None:
+                self._left = True
+                self._lost = f"this client has left the master at {self.place}"
+        self._submit_wire.hang_up()
+        self._collect_wire.hang_up()
+
+    def close_when_idle(self) -> None:
+        """Accept no further job, and leave the cluster once none is open."""
+        with self._lock:
+            self._closing = True
+        self._note_idle()
+
+    @property
+    def lost(self) -> Optional[str]:
+        """Why the session has ended; None while it stands."""
+        return self._lost
+
+    def _note_idle(self) -> None:
+        if self._open:
+            return
+        with self._idle:
+            self._idle.notify_all()
+        if self._closing:
+            self.close()
+
+    def _lose(self, error: BaseException) -> None:
+        """A connection broke, or was closed by us: wake everybody who waits for it."""
+        with self._lock:
+            if self._lost is None:
+                self._lost = f"the master at {self.place} is gone: {str(error) or type(error).__name__}"
+            replies, self._replies = self._replies, deque()
+            self._pending = []
+        self._submit_wire.hang_up()
+        self._collect_wire.hang_up()
+        for _, on_reply in replies:
+            if on_reply != self._on_put:
+                on_reply(None)
+
+    def _end_open_jobs(self) -> None:
+        """In the dispatcher thread, last of all: every job still open has its outcome now."""
+        kind = CANCELLED if self._left else MASTER_LOST
+        while self._open:
+            _, token = self._open.popitem()
+            self._tell([(token, kind, self._lost)])
+        self._note_idle()
+        self._reader.join(defaults.REPLY_S)
+        self._submit_wire.close()
+        self._collect_wire.close()
+
+
+# --- at exit --------------------------------------------------------------------------------
+
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+_hooked = False
+
+
+def _end_at_exit(session: Session) -> None:
+    """Have the interpreter's end wait for this session's jobs, as `concurrent.futures` does."""
+    global _hooked
+    if not _hooked:
+        _hooked = True
+        atexit.register(_finish_sessions)
+    _sessions.add(session)
+
+
+def _finish_sessions() -> None:
+    """Wait for open jobs, saying so; after Ctrl-C or an error, drop them instead."""
+    failed = getattr(sys, "last_type", None) is not None
+    for session in list(_sessions):
+        try:
+            if not failed and not session.wait_idle(2.0):
+                count = session.open_jobs()
+                print(
+                    f"cwmp: waiting for {count} open job{'s' * (count != 1)} at {session.place} before exit "
+                    "(Ctrl-C drops them)",
+                    file=sys.stderr,
+                )
+                session.wait_idle()
+        except KeyboardInterrupt:
+            failed = True
+        session.close()
