@@ -1,0 +1,89 @@
+"""`cwmp-master`: the process that routes jobs."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import platform
+from typing import Iterator, List, Optional
+
+from .. import defaults, rendezvous
+from ..errors import UsageError
+from . import common
+
+_ABOUT = """\
+Start a master: the process that takes jobs from clients and hands them to workers.
+It runs no jobs itself. One line on standard output tells when it accepts connections."""
+
+_EXAMPLES = f"""\
+examples:
+  cwmp-master                            port {defaults.PORT}, found by workers and clients of this user
+  cwmp-master --name night --port 0      a second cluster, on a free port; use it with --name night
+  cwmp-master --host 127.0.0.1           for this machine only
+
+SIGTERM and Ctrl-C stop it. Exit status: 0 stopped, 1 failure (port in use, name taken), 2 bad arguments."""
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run the command; returns its exit status."""
+    return common.run(_parser(), _serve, argv)
+
+
+def _parser() -> common.Parser:
+    parser = common.Parser("cwmp-master", description=_ABOUT, epilog=_EXAMPLES)
+    parser.add_argument(
+        "--host", metavar="ADDR", default="", help="listen on this address (default: on every interface)"
+    )
+    parser.add_argument(
+        "--port",
+        metavar="N",
+        type=common.checked(lambda text: rendezvous.check_port(text, lowest=0)),
+        default=defaults.PORT,
+        help=f"listen on this port; 0 takes a free one (default: {defaults.PORT})",
+    )
+    common.add_cluster_options(parser, what_name_does="publish the cluster under this name")
+    parser.add_argument(
+        "--unlisted",
+        action="store_true",
+        help="publish nothing: whoever is to find this master is told its address and key",
+    )
+    common.add_launcher_options(parser)
+    return parser
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from ..master import Master
+
+    name = rendezvous.cluster_name(args.name)
+    leash_fd = common.leash_fd(args)
+    key = rendezvous.find_key(args.authkey, args.authkey_file, name=name)
+    try:
+        master = Master(args.host, args.port, key, name=name, leash_fd=leash_fd)
+    except OSError as error:
+        place = rendezvous.format_address(args.host or "*", args.port)
+        raise common.Failed(f"cannot listen on {place}: {error.strerror or error}") from None
+    common.on_stop_signals(master.stop)
+    host, port = master.address
+    with contextlib.ExitStack() as cleanup:
+        if not args.unlisted:
+            cleanup.enter_context(_published(name, host, port, key))
+        shown = platform.node() if host in rendezvous.EVERY_INTERFACE else host
+        place = rendezvous.format_address(shown, port)
+        common.announce(args, f"cwmp-master: listening on {place} (cluster {name}, pid {os.getpid()})")
+        master.serve()
+    return 0
+
+
+@contextlib.contextmanager
+def _published(name: str, host: str, port: int, key: bytes) -> Iterator[None]:
+    """The rendezvous file, for as long as this master runs."""
+    cluster = rendezvous.Cluster.of_this_process(name, host, port, key)
+    try:
+        rendezvous.publish(cluster)
+    except UsageError as error:
+        raise common.Failed(str(error)) from None  # the arguments are fine, the name is taken
+    try:
+        yield
+    finally:
+        rendezvous.withdraw(cluster)

@@ -1,0 +1,123 @@
+"""`cwmp-status`: what a cluster is doing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any, Dict, List, Optional, Sequence
+
+from .. import defaults, messages, rendezvous
+from . import common
+
+_ABOUT = "Show a cluster: its workers, clients and jobs."
+
+_EXAMPLES = """\
+examples:
+  cwmp-status                    this user's cluster
+  cwmp-status --name night       another one of this user
+  cwmp-status node7:6000 --json  for programs: one JSON object
+
+Exit status: 0 shown, 1 no cluster there or wrong key, 2 bad arguments."""
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run the command; returns its exit status."""
+    return common.run(_parser(), _show, argv)
+
+
+def _parser() -> common.Parser:
+    parser = common.Parser("cwmp-status", description=_ABOUT, epilog=_EXAMPLES)
+    parser.add_argument(
+        "master",
+        metavar="HOST[:PORT]",
+        nargs="?",
+        help="where the master is (default: $CWMP_MASTER, else where the cluster called NAME is published, "
+        f"else localhost:{defaults.PORT})",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    common.add_cluster_options(parser, what_name_does="show the cluster of this name")
+    return parser
+
+
+def _show(args: argparse.Namespace) -> int:
+    host, port = rendezvous.find_master(args.master, name=args.name)
+    key = rendezvous.find_key(args.authkey, args.authkey_file, name=args.name, host=host, port=port)
+    status = ask(host, port, key)
+    print(json.dumps(status, indent=1) if args.json else report(status))
+    return 0
+
+
+def ask(host: str, port: int, authkey: bytes) -> Dict[str, Any]:
+    """The status that the master at that address tells. Raises ConnectError and WrongKey."""
+    from .. import transport
+
+    wire = transport.connect(host, port, authkey, timeout_s=defaults.CONNECT_S)
+    try:
+        status: Dict[str, Any] = wire.call(messages.JOB_QUEUE, "status")
+        return status
+    finally:
+        wire.close()
+
+
+def report(status: Dict[str, Any]) -> str:
+    """A status as people read it."""
+    place = rendezvous.format_address(status["host"], status["port"])
+    workers, clients = status["workers"], status["clients"]
+    slots, busy = (sum(worker[what] for worker in workers) for what in ("slots", "busy"))
+    uptime = duration(status["uptime_s"])
+    versions = f"cwmp {status['version']}, Python {status['python']}"
+    lines = [
+        f"cluster  {status['name']} on {place}, pid {status['pid']}, up {uptime}, {versions}",
+        "jobs     " + ", ".join(f"{count} {state}" for state, count in status["jobs"].items()),
+        f"workers  {len(workers)} with {slots_text(slots)}, {busy} busy",
+    ]
+    if workers:
+        rows = [
+            (w["id"], w["node"], w["pid"], w["slots"], w["busy"], w["done"], size(w["rss_bytes"]), heard(w))
+            for w in workers
+        ]
+        lines += table(("id", "node", "pid", "slots", "busy", "done", "memory", "heard"), rows)
+    lines.append(f"clients  {len(clients)}")
+    if clients:
+        titles = ("id", "node", "pid", "queued", "running")
+        lines += table(titles, [[client[title] for title in titles] for client in clients])
+    return "\n".join(lines)
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> List[str]:
+    """Lines of aligned columns: text to the left, numbers and sizes to the right."""
+    cells = [[str(cell) for cell in row] for row in (titles, *rows)]
+    widths = [max(len(cell) for cell in column) for column in zip(*cells)]
+    left = [title == "node" for title in titles]
+    return [
+        "  " + "  ".join(c.ljust(w) if at_left else c.rjust(w) for c, w, at_left in zip(line, widths, left))
+        for line in cells
+    ]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "4.2 s", "3:20 min", "2:03:20 h" or "3 d 2:03:20 h"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    if not hours:
+        return f"{minute}:{second:02} min"
+    days, hour = divmod(hours, 24)
+    clock = f"{hour}:{minute:02}:{second:02} h"
+    return f"{days} d {clock}" if days else clock
+
+
+def size(count: float) -> str:
+    """Bytes as "12 MiB" or "3.4 GiB"."""
+    return f"{count / 2**20:.0f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"
+
+
+def slots_text(count: int) -> str:
+    """ "1 slot", "2 slots"."""
+    return "1 slot" if count == 1 else f"{count} slots"
+
+
+def heard(worker: Dict[str, Any]) -> str:
+    """How long ago the worker was last heard."""
+    return f"{worker['silent_s']:.1f} s ago"

@@ -1,0 +1,239 @@
+"""A whole cluster on this machine for one program: `LocalCluster` from within, `run_program` around it.
+
+Such a cluster leaves nothing behind, neither process nor file, whatever happens to the program.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence
+
+from . import cpus
+from .children import FOREIGN, START_S, Child, end_children, spawn, wait_ready
+from .errors import UsageError
+
+if TYPE_CHECKING:
+    from .client import ClientThread
+    from .executor import ClusterExecutor
+
+GRACE_S = 0.5
+"""What running jobs get when the cluster stops: the program that wanted their results is done."""
+
+
+class LocalCluster:
+    """A master and its workers on 127.0.0.1, for this program alone; they end when it ends.
+
+    `n` slots in all (default: the usable cores) are spread over `workers` worker processes. What
+    jobs print goes to this program's standard error. A bad number is a UsageError; a cluster that
+    does not start is a CwmpError.
+
+        with LocalCluster(4) as cluster, cluster.executor() as executor:
+            print(sum(executor.map(abs, range(-10, 10))))
+    """
+
+    def __init__(self, n: Optional[int] = None, *, workers: int = 1) -> None:
+        n = cpus.usable_cpus().count if n is None else _whole(n, "n")
+        if _whole(workers, "workers") > n:
+            raise UsageError(f"{workers} workers cannot share {n} slots: each needs at least one")
+        self._slots = [n // workers + (number < n % workers) for number in range(workers)]
+        self._children: List[Child] = []
+        self._address = ""
+        self._authkey = b""
+        # Also at garbage collection and at the end of the interpreter.
+        self._finalizer: Optional[Callable[[], Any]] = None
+
+    def start(self) -> LocalCluster:
+        """Start it; returns itself when all of it is ready. `with` does this."""
+        if self._children:
+            raise UsageError("this cluster is running already")
+        self._finalizer = weakref.finalize(self, end_children, self._children, os.getpid(), GRACE_S)
+        options = ["--leash", "--authkey-file", "-"]
+        self._authkey = os.urandom(32).hex().encode()
+        try:
+            spawn(
+                self._slots,
+                master=[*options, *self._listing()],
+                worker=[*options, "--grace", str(GRACE_S), "--wait", str(START_S)],
+                outputs=(_visible_output(), _visible_output()),
+                into=self._children,
+            )
+            port = wait_ready(self._children, [self._authkey])
+        except BaseException:
+            self.stop()
+            raise
+        self._address = f"127.0.0.1:{port}"
+        return self
+
+    def stop(self) -> None:
+        """End it: workers first, then the master. Jobs that still run get half a second. Idempotent."""
+        if self._finalizer is not None:
+            self._finalizer()
+
+    @property
+    def address(self) -> str:
+        """Where the master listens, as "127.0.0.1:port"."""
+        self._check_running()
+        return self._address
+
+    @property
+    def authkey(self) -> bytes:
+        """The key of this cluster, made for it alone."""
+        self._check_running()
+        return self._authkey
+
+    @property
+    def pids(self) -> Dict[str, Any]:
+        """The processes: {"master": pid, "workers": [pid, …]}."""
+        self._check_running()
+        master, *workers = [child.process.pid for child in self._children]
+        return {"master": master, "workers": workers}
+
+    def executor(self) -> ClusterExecutor:
+        """A new ClusterExecutor that uses this cluster."""
+        from .executor import ClusterExecutor
+
+        return ClusterExecutor(self.address, authkey=self.authkey)
+
+    def client(self, callback: Callable[[Any, Any], Any], **options: Any) -> ClientThread:
+        """A new ClientThread (not started) that uses this cluster; `options` are its own."""
+        from .client import ClientThread
+
+        return ClientThread(callback, self.address, authkey=self.authkey, **options)
+
+    def __enter__(self) -> LocalCluster:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _listing(self) -> List[str]:
+        """How the master is told whether to publish itself."""
+        return ["--unlisted"]
+
+    def _check_running(self) -> None:
+        if not self._children:
+            raise UsageError("this cluster is not running: use it in a `with` block, or call start()")
+
+
+def _whole(value: int, what: str) -> int:
+    if type(value) is int and value >= 1:  # a caller without a type checker may pass anything
+        return value
+    raise UsageError(f"{what} must be a whole number from 1 up, not {value!r}")
+
+
+def _visible_output() -> int:
+    """Our standard error, for what children print; nowhere if that is closed."""
+    try:
+        os.fstat(2)
+        return 2
+    except OSError:
+        return subprocess.DEVNULL
+
+
+# --- a program with a cluster around it -----------------------------------------------------
+
+
+class _ListedCluster(LocalCluster):
+    """A private cluster that other processes of this user find by a name, random unless given."""
+
+    def __init__(self, n: Optional[int], name: Optional[str]) -> None:
+        super().__init__(n)
+        self.name = name or f"run-{os.urandom(8).hex()}"
+
+    def _listing(self) -> List[str]:
+        return ["--name", self.name]
+
+
+def run_program(command: Sequence[str], n: Optional[int] = None, name: Optional[str] = None) -> int:
+    """Run `command` against a private cluster of `n` slots; returns its exit status (128+n: signal n).
+
+    The program finds the cluster through its environment. Signals that reach us meanwhile are for
+    the program. A first word that names no command and no script is a UsageError.
+    """
+    arguments = program_arguments(command)
+    cluster = _ListedCluster(n, name)
+    with _Program() as program, cluster:
+        environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+        environment.update(CWMP_MASTER=cluster.address, CWMP_NAME=cluster.name)
+        root = str(Path(__file__).resolve().parent.parent)
+        if os.path.basename(root) not in ("site-packages", "dist-packages"):  # a checkout
+            others = environment.get("PYTHONPATH")
+            environment["PYTHONPATH"] = f"{root}{os.pathsep}{others}" if others else root
+        return program.run(arguments, environment)
+
+
+def program_arguments(command: Sequence[str]) -> List[str]:
+    """What to execute for `command`: scripts (`*.py`, files not executable) run in this Python."""
+    first = command[0]
+    if first.endswith(".py") or (os.path.isfile(first) and not os.access(first, os.X_OK)):
+        if not os.path.isfile(first):
+            raise UsageError(f"no such script: {first}")
+        return [sys.executable, *command]
+    if shutil.which(first) is None:
+        raise UsageError(f"no such command or script: {first}")
+    return list(command)
+
+
+class _Program:
+    """A context that receives our signals: before the program runs they end us, then they are for it."""
+
+    def __init__(self) -> None:
+        self._process: Optional[subprocess.Popen[bytes]] = None
+        self._held: Optional[List[int]] = None  # what arrived while the process was being made
+        self._before: Dict[int, Any] = {}
+        # Ctrl-C in a terminal reaches the program without us, and twice would be once too often.
+        # Away from a terminal the program gets a process group of its own and all from us.
+        self._at_terminal = _in_foreground()
+
+    def __enter__(self) -> _Program:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def run(self, arguments: Sequence[str], environment: Dict[str, str]) -> int:
+        """Its exit status, as a shell tells it."""
+        self._held = []
+        try:
+            self._process = subprocess.Popen(
+                arguments, env=environment, preexec_fn=None if self._at_terminal else os.setpgrp
+            )
+        finally:
+            held, self._held = self._held, None
+        for number in held:
+            self._on_signal(number, None)
+        status = self._process.wait()
+        return status if status >= 0 else 128 - status
+
+    def _on_signal(self, number: int, _frame: Optional[FrameType]) -> None:
+        if self._held is not None:
+            self._held.append(number)
+        elif self._process is None:
+            raise SystemExit(128 + number)  # the cluster that is being started ends on the way out
+        elif number != signal.SIGINT or not self._at_terminal:
+            self._process.send_signal(number)
+
+
+def _in_foreground() -> bool:
+    """Whether our process group is the one that a terminal's Ctrl-C goes to."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
