@@ -1,0 +1,57 @@
+"""One contender in a process of its own: `python -m tests.benchmarks.contender NAME JOBS SEED`.
+
+Prints its measurements as one line of JSON. Its standard input is a line to the benchmark: when
+that closes, because the benchmark ended in whatever way, the contender interrupts itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Dict
+
+from . import sections
+from .contenders import contenders
+
+OFFSET = 0
+
+
+def noop_in_main(number: int) -> int:
+    """A no-op where users write their functions: in the program itself, and with a global."""
+    return number + OFFSET
+
+
+def main() -> None:
+    """Measure what the command line names, and print it."""
+    started_s = time.perf_counter()
+    name, jobs, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    threading.Thread(target=_watch_benchmark, name="watch-benchmark", daemon=True).start()
+    print(json.dumps(_measure(name, jobs, seed, started_s)))
+
+
+def _measure(name: str, jobs: int, seed: int, started_s: float) -> Dict[str, float]:
+    if name == "long-job":
+        return sections.long_job(seed)
+    if name == "idle":
+        return sections.idle()
+    table = list(range(10))
+    context = contenders(noop_in_main, lambda number: number + table[0])[name]
+    return sections.small_jobs(context, jobs, started_s)
+
+
+def _watch_benchmark() -> None:
+    """Interrupt the main thread, as Ctrl-C would, when the benchmark is gone."""
+    while os.read(0, 1):
+        pass
+    main_thread = threading.main_thread().ident
+    if main_thread is not None:
+        signal.pthread_kill(main_thread, signal.SIGINT)
+
+
+if __name__ == "__main__":
+    main()

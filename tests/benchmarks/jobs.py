@@ -1,0 +1,20 @@
+"""The job functions of the benchmark, in a module that slots can import."""
+
+from __future__ import annotations
+
+import time
+
+
+def noop(number: int) -> int:
+    """Do nothing, and say which job it was, so that answers can be checked."""
+    return number
+
+
+def work(number: int, long_number: int, long_s: float) -> int:
+    """Do nothing, except in one job of many: that one sleeps for `long_s` seconds.
+
+    Nothing that a scheduler sees tells the long job from the others beforehand.
+    """
+    if number == long_number:
+        time.sleep(long_s)
+    return number
