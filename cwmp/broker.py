@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import count, islice
-from typing import Any, Deque, Dict, Iterable, List, Optional, Set, Tuple
+from typing import Any, Deque, Dict, Iterable, List, Optional, Set, Tuple, Type, TypeVar
 
 from . import defaults
 from .errors import UsageError
 from .messages import LOST, RESULT, RUNNING, Event, Job, Lease, Outcome
 from .records import LEASED, QUEUED, STARTED, WITHDRAWN, ClientRecord, JobRecord, WorkerRecord, place
+
+_T = TypeVar("_T")
 
 
 class UnknownMember(UsageError):
@@ -137,7 +139,9 @@ class Broker:
                 if number in opened:
                     continue
                 if new_function != function:
-                    function = client.last_function = new_function
+                    function = client.last_function = _checked(new_function, bytes)
+                if type(call) is not bytes or type(number) is not int:
+                    raise UsageError("a job must be (int, bytes, bytes)")
                 job = opened[number] = JobRecord(client, number, function, call)
                 append(job)
                 added += 1
@@ -151,7 +155,7 @@ class Broker:
         """Withdraw those of `numbers` that are still queued; returns them. Raises UnknownMember."""
         client = self._client(ident)
         withdrawn = []
-        for number in numbers:
+        for number in [_checked(number, int) for number in numbers]:
             job = client.open.get(number)
             if job is None or job.state != QUEUED:
                 continue
@@ -219,6 +223,8 @@ class Broker:
         held = self._worker(ident).held
         touched: Set[int] = set()
         for ticket, kind, data in outcomes:
+            if type(data) is not bytes:
+                raise UsageError("an outcome must be (int, int, bytes)")
             job = held.pop(ticket, None)
             if job is None:
                 self.stale += 1
@@ -238,7 +244,7 @@ class Broker:
         """These attempts have started; returns the clients that have new events."""
         held = self._worker(ident).held
         touched: Set[int] = set()
-        for ticket in tickets:
+        for ticket in [_checked(ticket, int) for ticket in tickets]:
             job = held.get(ticket)
             if job is not None and job.state is LEASED:
                 job.state = STARTED
@@ -251,12 +257,13 @@ class Broker:
         """The slot that ran this attempt died: charge the job, and queue it again or give it up."""
         worker = self._worker(ident)
         touched: Set[int] = set()
-        job = worker.held.pop(ticket, None)
+        details = _checked(cause, dict)
+        job = worker.held.pop(_checked(ticket, int), None)
         if job is None:
             self.stale += 1
             return touched
         job.deaths = job.deaths or []
-        job.deaths.append({**place(worker, job), **cause})
+        job.deaths.append({**place(worker, job), **details})
         if len(job.deaths) >= self.max_attempts:
             self._give_up(job, touched)
         else:
@@ -266,7 +273,7 @@ class Broker:
     def give_back(self, ident: int, tickets: Iterable[int]) -> None:
         """A worker returns leases that it will not run; they go first in line, uncharged."""
         held = self._worker(ident).held
-        jobs = [held.pop(ticket) for ticket in tickets if ticket in held]
+        jobs = [held.pop(ticket) for ticket in [_checked(t, int) for t in tickets] if ticket in held]
         for job in reversed(jobs):
             self._requeue(job)
 
@@ -379,3 +386,10 @@ class Broker:
             raise UnknownMember(
                 f"no worker {ident!r} is here: it never joined, has left, or was silent for too long"
             ) from None
+
+
+def _checked(value: Any, kind: Type[_T]) -> _T:
+    """The value, if it is what the protocol says. Raises UsageError before anything has moved."""
+    if type(value) is not kind:
+        raise UsageError(f"a message holds {type(value).__name__} where {kind.__name__} belongs")
+    return value

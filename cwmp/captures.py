@@ -11,7 +11,8 @@ from __future__ import annotations
 import dis
 import sys
 import types
-from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
+import weakref
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 import cloudpickle
 
@@ -20,17 +21,50 @@ _MISSING = object()
 _REBINDS = {"STORE_GLOBAL", "DELETE_GLOBAL", "STORE_DEREF", "DELETE_DEREF"}
 
 
+class _Part(NamedTuple):
+    """One function that is pickled by value, and what it is made of.
+
+    Functions are held weakly, here and among the captured values: whoever knows a function by this
+    must not keep it alive, and closures often hold themselves.
+    """
+
+    function: weakref.ref[types.FunctionType]
+    code: types.CodeType
+    defaults: Optional[Tuple[Any, ...]]
+    keyword_defaults: Optional[Dict[str, Any]]
+    globals: Tuple[Tuple[str, Any], ...]  # (name, value), or a weak reference to the value
+    cells: Tuple[Any, ...]
+    keywords: Tuple[Tuple[str, Any], ...]
+
+    def unchanged(self) -> bool:
+        """Whether the function still consists of the very same objects."""
+        function = self.function()
+        if function is None or function.__code__ is not self.code or function.__dict__:
+            return False
+        if (
+            function.__defaults__ is not self.defaults
+            or function.__kwdefaults__ is not self.keyword_defaults
+        ):
+            return False
+        for space, captured in (
+            (function.__globals__, self.globals),
+            (self.keyword_defaults, self.keywords),
+        ):
+            for name, value in captured:
+                if not _same(space.get(name, _MISSING), value):  # type: ignore[union-attr]
+                    return False
+        return all(map(_same, map(_content, function.__closure__ or ()), self.cells))
+
+
 class Captures:
     """The captured objects of one function, remembered by identity."""
 
-    __slots__ = ("reusable", "_functions", "_names", "_cells")
+    __slots__ = ("reusable", "_parts")
 
     def __init__(self) -> None:
         self.reusable = True
         """Whether a loaded copy may serve several jobs: it rebinds nothing that it captured."""
-        self._functions: List[Tuple[types.FunctionType, Any, Any, int]] = []
-        self._names: List[Tuple[Dict[str, Any], str, Any]] = []  # (namespace, name, value)
-        self._cells: List[Tuple[Any, Any]] = []
+        self._parts: List[_Part] = []
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Optional[Captures]:
@@ -43,25 +77,19 @@ class Captures:
 
     def unchanged(self) -> bool:
         """Whether everything that was captured is still the same object."""
-        for namespace, name, value in self._names:
-            if namespace.get(name, _MISSING) is not value:
-                return False
-        for cell, value in self._cells:
-            if _content(cell) is not value:
-                return False
-        for function, code, given, attributes in self._functions:
-            if function.__code__ is not code or function.__defaults__ is not given:
-                return False
-            if len(function.__dict__) != attributes:
+        for part in self._parts:
+            if not part.unchanged():
                 return False
         return True
 
     def _track(self, value: Any, seen: Set[int]) -> bool:
         """Remember what `value` is made of; False where that could change unseen."""
-        if type(value) in _ATOMS or isinstance(value, types.ModuleType) or value is _MISSING:
+        if type(value) in _ATOMS or value is _MISSING:
             return True
         if type(value) in (tuple, frozenset):
-            return all(self._track(item, seen) for item in value)
+            return all(type(item) in _ATOMS for item in value)
+        if isinstance(value, types.ModuleType):
+            return sys.modules.get(value.__name__) is value and not _is_registered(value.__name__)
         if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type)):
             if is_by_reference(value):
                 return True
@@ -71,22 +99,41 @@ class Captures:
 
     def _track_function(self, function: types.FunctionType, seen: Set[int]) -> bool:
         """Remember a function that is pickled by value, and all that it captured."""
+        if function.__dict__:
+            return False  # attributes: the place where functions keep state
         seen.add(id(function))
         code = function.__code__
         self.reusable = self.reusable and not _rebinds(code)
-        self._functions.append((function, code, function.__defaults__, len(function.__dict__)))
-        names = [(function.__globals__, name) for name in set(_names_in(code))]
-        for namespace in (function.__kwdefaults__ or {}, function.__dict__):
-            names += [(namespace, name) for name in namespace]
-        captured = [(space, name, space.get(name, _MISSING)) for space, name in names]
-        cells = [(cell, _content(cell)) for cell in function.__closure__ or ()]
-        self._names += captured
-        self._cells += cells
-        return (
-            self._track(function.__defaults__, seen)
-            and all(self._track(value, seen) for _, _, value in captured)
-            and all(self._track(value, seen) for _, value in cells)
+        space = function.__globals__
+        found = [(name, space.get(name, _MISSING)) for name in sorted(set(_names_in(code)))]
+        keywords = list((function.__kwdefaults__ or {}).items())
+        cells = [_content(cell) for cell in function.__closure__ or ()]
+        part = _Part(
+            weakref.ref(function),
+            code,
+            function.__defaults__,
+            function.__kwdefaults__,
+            tuple((name, _hold(value)) for name, value in found),
+            tuple(map(_hold, cells)),
+            tuple((name, _hold(value)) for name, value in keywords),
         )
+        self._parts.append(part)
+        captured = [*cells, *(value for _, value in found + keywords)]
+        return self._track(function.__defaults__, seen) and all(self._track(v, seen) for v in captured)
+
+
+def _hold(value: Any) -> Any:
+    """What to remember a captured value by: itself, or a weak reference to a function."""
+    return weakref.ref(value) if isinstance(value, types.FunctionType) else value
+
+
+def _same(value: Any, held: Any) -> bool:
+    return value is held or (isinstance(held, weakref.ref) and value is held())
+
+
+def _is_registered(module_name: str) -> bool:
+    """Whether the user asked cloudpickle to pickle this module's functions by value."""
+    return module_name in cloudpickle.list_registry_pickle_by_value()
 
 
 def is_by_reference(value: Any) -> bool:
@@ -95,7 +142,7 @@ def is_by_reference(value: Any) -> bool:
     name = getattr(value, "__qualname__", None)
     if module_name in (None, "__main__") or name is None:
         return False
-    if module_name in cloudpickle.list_registry_pickle_by_value():
+    if _is_registered(module_name):
         return False
     found: Any = sys.modules.get(module_name)
     for part in name.split("."):

@@ -51,8 +51,9 @@ class ClientThread(threading.Thread):
         self._on_error = on_error
         self._where = (host, port, authkey)
         self._session: Optional[Session] = None
-        self._open: Set[Hashable] = set()  # ids of jobs without an outcome; guarded by `_ended`
-        self._ended = threading.Condition()  # notified when the last open job has ended
+        self._ended = threading.Condition()  # notified when no job is unfinished; guards these two:
+        self._open: Set[Hashable] = set()  # ids of jobs without an outcome
+        self._unfinished = 0  # jobs without an outcome, or whose callback has yet to return
         self._first_failure: Optional[BaseException] = None
 
     def start(self) -> None:
@@ -75,10 +76,13 @@ class ClientThread(threading.Thread):
             if jobid in self._open:
                 raise DuplicateJob(f"job {jobid!r} is still open: wait for it, or give this one another id")
             self._open.add(jobid)
+            self._unfinished += 1
         try:
             session.submit((jobid,), func, args, kwargs)
         except BaseException:
-            self._close_job(jobid)
+            with self._ended:
+                self._open.discard(jobid)
+            self._note_ended()
             raise
 
     def wait(self, timeout: Optional[float] = None) -> None:
@@ -90,8 +94,8 @@ class ClientThread(threading.Thread):
             raise RuntimeError("wait() inside a callback would wait for itself")
         self._joined()
         with self._ended:
-            if not self._ended.wait_for(lambda: not self._open, timeout):
-                count = len(self._open)
+            if not self._ended.wait_for(lambda: not self._unfinished, timeout):
+                count = self._unfinished
                 raise TimeoutError(f"{count} job{'s' * (count != 1)} still open after {timeout:g} s")
             failure, self._first_failure = self._first_failure, None
         if failure is not None:
@@ -138,19 +142,19 @@ class ClientThread(threading.Thread):
             if kind == RUNNING:
                 continue
             value, error = settle(kind, data)
-            try:
-                if error is None:
-                    self._call_back(jobid, value)
-                else:
-                    self._fail(jobid, error)
-            finally:
-                value = error = data = None
-                self._close_job(jobid)
+            with self._ended:
+                self._open.discard(jobid)  # so that its id can be used again, by a callback too
+            if error is None:
+                self._call_back(jobid, value)
+            else:
+                self._fail(jobid, error)
+            value = error = data = None
+            self._note_ended()
 
     def _call_back(self, jobid: Any, value: Any) -> None:
         try:
             self._callback(jobid, value)
-        except Exception as error:
+        except BaseException as error:
             if self._on_error is not None:
                 self._fail(jobid, error)
             else:
@@ -161,13 +165,14 @@ class ClientThread(threading.Thread):
         if self._on_error is not None:
             try:
                 self._on_error(jobid, error)
-            except Exception:
+            except BaseException:
                 log.exception("on_error for job %r raised", jobid)
         elif self._first_failure is None:
             self._first_failure = error
 
-    def _close_job(self, jobid: Hashable) -> None:
+    def _note_ended(self) -> None:
+        """A job is over, its callback included."""
         with self._ended:
-            self._open.discard(jobid)
-            if not self._open:
+            self._unfinished -= 1
+            if not self._unfinished:
                 self._ended.notify_all()

@@ -36,6 +36,9 @@ POLL_S = 20.0
 """Length of one long poll. Smaller: more idle traffic. Larger: none but this many seconds more
 until a half-open connection is noticed by its caller."""
 
+MAX_POLL_S = 60.0
+"""The longest poll that a master agrees to, whatever a peer asks for."""
+
 REPLY_S = 15.0
 """How much later than due a reply may be before the caller takes the master for lost."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import threading
 import time
 import weakref
@@ -12,9 +14,9 @@ from typing import Any, Callable, Iterable, Iterator, List, Optional, Tuple, Typ
 
 from . import rendezvous
 from .futures import ClusterFuture
-from .messages import RESULT, RUNNING
+from .messages import ERROR, RESULT, RUNNING
 from .outcomes import settle, unreadable
-from .payload import load_value
+from .payload import dump_error, dump_value, load_value
 from .session import CANCELLED, Event, Session
 
 
@@ -116,11 +118,13 @@ class ClusterExecutor(Executor):
 
 def _on_events(events: List[Event]) -> None:
     """In the dispatcher thread: what became of these jobs."""
-    for future, kind, data in events:
+    events.reverse()  # so that each can be dropped before the next is worked on
+    while events:
+        future, kind, data = events.pop()
         if kind == RESULT:
             try:
                 value, error = load_value(data), None
-            except Exception as broken:
+            except BaseException as broken:  # loading runs user code, which may raise anything
                 value, error = None, unreadable(broken)
             future.settle(value, error)
         elif kind == RUNNING:
@@ -145,22 +149,23 @@ def _results(session: Session, futures: List[ClusterFuture], deadline: Optional[
                 by_number[number].end_cancelled()
 
 
-def _call_each(fn: Callable[..., Any], chunk: List[Tuple[Any, ...]]) -> List[Tuple[bool, Any]]:
-    """In a slot: the calls of one chunk; an error is that call's own."""
+def _call_each(fn: Callable[..., Any], chunk: List[Tuple[Any, ...]]) -> List[Tuple[bool, bytes]]:
+    """In a slot: the calls of one chunk, each with an outcome of its own."""
     return [_call(fn, args) for args in chunk]
 
 
-def _call(fn: Callable[..., Any], args: Tuple[Any, ...]) -> Tuple[bool, Any]:
+def _call(fn: Callable[..., Any], args: Tuple[Any, ...]) -> Tuple[bool, bytes]:
     try:
-        return True, fn(*args)
+        return True, dump_value(fn(*args))
     except Exception as error:
-        return False, error
+        return False, dump_error(error, f"node {platform.node()}, pid {os.getpid()}, in a chunk")
 
 
-def _each_of(chunks: Iterator[List[Tuple[bool, Any]]]) -> Iterator[Any]:
+def _each_of(chunks: Iterator[List[Tuple[bool, bytes]]]) -> Iterator[Any]:
     """The results of the calls in each chunk."""
     for chunk in chunks:
-        for succeeded, value in chunk:
-            if not succeeded:
-                raise value
+        for succeeded, data in chunk:
+            value, error = settle(RESULT if succeeded else ERROR, data)
+            if error is not None:
+                raise error
             yield value

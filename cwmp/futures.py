@@ -7,6 +7,7 @@ cancel. `_creation` guards that moment, and the end of a future that has none ye
 
 from __future__ import annotations
 
+import logging
 import threading
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures._base import FINISHED, PENDING, RUNNING
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, List, Optional
 if TYPE_CHECKING:
     from .session import Session
 
+log = logging.getLogger("cwmp")
 _creation = threading.Lock()
 
 
@@ -53,7 +55,8 @@ class ClusterFuture(Future):  # type: ignore[type-arg]
         """Cancel the job unless it was handed out already; blocks for one round trip to the master."""
         if self.done() or self.running() or not self._session.withdraw([self._number]):
             return self.cancelled()
-        return self.end_cancelled()
+        self.end_cancelled()
+        return True
 
     def settle(self, value: Any, error: Optional[BaseException]) -> None:
         """The job has ended with `value`, or with `error` unless that is None."""
@@ -76,8 +79,18 @@ class ClusterFuture(Future):  # type: ignore[type-arg]
         if self._state == PENDING:
             self.set_running_or_notify_cancel()
 
-    def end_cancelled(self) -> bool:
-        """The job will not run: end as a cancelled future, and tell those who wait."""
-        super().cancel()
-        self.set_running_or_notify_cancel()
-        return True
+    def end_cancelled(self) -> None:
+        """The job will not run (again): end as a cancelled future, and tell those who wait."""
+        with self._condition:
+            if self._state == RUNNING:  # on a worker that was lost; it has been queued again since
+                self._state = PENDING
+        if super().cancel():
+            self.set_running_or_notify_cancel()
+
+    def _invoke_callbacks(self) -> None:
+        """As in Future, but a callback that raises SystemExit, say, does not end the dispatcher either."""
+        for callback in self._done_callbacks:
+            try:
+                callback(self)
+            except BaseException:
+                log.exception("a done-callback of %r raised", self)

@@ -16,7 +16,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from . import __version__, defaults
 from .broker import Broker
-from .errors import VersionMismatch
+from .errors import UsageError, VersionMismatch
 from .loop import Loop
 from .messages import JOB_QUEUE, PROTOCOL, RESULT_QUEUE, Job, python_minor, refusal
 from .server import LATER, Peer, Server
@@ -65,8 +65,11 @@ class JobQueue:
 
     def take(self, peer: Peer, worker: int, room: int, wait_s: float) -> Any:
         """Hand a worker up to `room` jobs, waiting up to `wait_s` for some."""
-        self._master.broker.heard(worker, self._master.now())
-        self._master.takes[worker] = _Take(peer, room, self._master.now() + wait_s)
+        now = self._master.now()
+        if not (type(room) is int and room > 0):
+            raise UsageError(f"room must be a positive whole number, not {room!r}")
+        self._master.broker.heard(worker, now)
+        self._master.takes[worker] = _Take(peer, room, now + min(wait_s, defaults.MAX_POLL_S))
         return LATER
 
     def status(self, peer: Peer) -> Dict[str, Any]:
@@ -85,7 +88,7 @@ class ResultQueue:
     def report(self, peer: Peer, worker: int, report: Dict[str, Any]) -> None:
         """A worker's news: outcomes, starts, deaths, returned jobs and facts about itself."""
         broker = self._master.broker
-        broker.heard(worker, self._master.now(), report.get("facts"))
+        broker.heard(worker, self._master.now(), _whole_numbers(report.get("facts") or {}))
         touched = self._master.touched
         touched |= broker.finish(worker, report.get("outcomes", ()))
         touched |= broker.running(worker, report.get("running", ()))
@@ -95,14 +98,18 @@ class ResultQueue:
 
     def collect(self, peer: Peer, client: int, after: int, wait_s: float) -> Any:
         """The client's events after number `after`, waiting up to `wait_s` for some."""
+        if type(after) is not int:
+            raise UsageError(f"`after` must be a whole number, not {after!r}")
         self._master.broker.acknowledge(client, after)
-        self._master.collects[client] = _Collect(peer, after, self._master.now() + wait_s)
+        deadline = self._master.now() + min(wait_s, defaults.MAX_POLL_S)
+        self._master.collects[client] = _Collect(peer, after, deadline)
         self._master.touched.add(client)
         return LATER
 
-    def leave(self, peer: Peer, member: Tuple[str, int]) -> None:
-        """A member says goodbye."""
-        self._master.part(tuple(member), None)
+    def leave(self, peer: Peer) -> None:
+        """The member whose connection this is says goodbye."""
+        if peer.member is not None:
+            self._master.part(peer.member, None)
 
 
 class Master:
@@ -143,13 +150,13 @@ class Master:
         next_sweep = self.now() + defaults.SWEEP_S
         try:
             while not self._stopping:
-                self._loop.poll(max(0.0, next_sweep - self.now()))
-                self._hand_out()
-                self._deliver()
-                self._server.flush()
-                if self.now() >= next_sweep:
-                    next_sweep = self.now() + defaults.SWEEP_S
-                    self._sweep(self.now())
+                try:
+                    self._round(max(0.0, next_sweep - self.now()))
+                    if self.now() >= next_sweep:
+                        next_sweep = self.now() + defaults.SWEEP_S
+                        self._sweep(self.now())
+                except Exception:  # whatever made it, it must not end everybody's jobs
+                    log.exception("the master goes on after an error of its own")
         finally:
             self._server.close()
             self._loop.close()
@@ -167,10 +174,13 @@ class Master:
         if why:
             log.warning("%s refused: %s", peer.name, why)
             raise VersionMismatch(why)
-        role, ident = hello["role"], hello.get("member")
-        facts = {key: hello.get(key) for key in ("node", "pid")}
+        role, ident = hello.get("role"), hello.get("member")
+        if role not in (CLIENT, WORKER) or type(ident) not in (int, type(None)):
+            raise UsageError(f"nobody can join as {role!r} {ident!r}")
+        facts: Dict[str, Any] = {"node": str(hello.get("node")), **_whole_numbers(hello)}
         if ident is None and role == WORKER:
-            facts.update({key: hello.get(key) for key in ("slots", "busy", "done", "rss_bytes")})
+            if facts.get("slots", 0) < 1:
+                raise UsageError("a worker needs at least one slot")
             ident = self.broker.join_worker(facts, self.now())
         elif ident is None:
             ident = self.broker.join_client(facts)
@@ -196,6 +206,13 @@ class Master:
             self.part(peer.member, f"connection {reason}")
 
     # --- the rounds --------------------------------------------------------------------------
+
+    def _round(self, timeout_s: float) -> None:
+        """Take in what has arrived, then answer: who waits for work or events first."""
+        self._loop.poll(timeout_s)
+        self._hand_out()
+        self._deliver()
+        self._server.flush()
 
     def _hand_out(self) -> None:
         """Share what is queued among the workers that wait, in proportion to their room."""
@@ -245,3 +262,9 @@ class Master:
             "protocol": PROTOCOL,
             **self.broker.status(self.now()),
         }
+
+
+def _whole_numbers(facts: Dict[str, Any]) -> Dict[str, int]:
+    """What a member may say of itself in numbers, as far as they are numbers."""
+    names = ("pid", "slots", "busy", "done", "rss_bytes")
+    return {name: facts[name] for name in names if type(facts.get(name)) is int}

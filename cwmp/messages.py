@@ -9,19 +9,20 @@ Methods of `JobQueue`
     join(hello) -> welcome                          a client or worker introduces itself
     put(client, jobs)                               client: queue these
     cancel(client, numbers) -> numbers              client: of these, the ones withdrawn
-    take(worker, room, wait_s) -> (orders, leases)  worker: long poll for work
+    take(worker, room, wait_s) -> leases            worker: long poll for work
     status() -> dict                                anyone: what `cwmp-status` shows
 Methods of `ResultQueue`
     report(worker, report)                          worker: outcomes, and a sign of life
     collect(client, after, wait_s) -> (seq, events) client: long poll; acknowledges up to `after`
-    leave(member)                                   client or worker: goodbye
+    leave()                                         client or worker: goodbye
 """
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 PROTOCOL = 1
 """Raised whenever a message changes; two sides with different numbers refuse each other."""
@@ -48,14 +49,9 @@ ERROR = 1  # data: the pickled error, see payload.dump_error
 LOST = 2  # data: list of dicts, one an attempt, see errors.WorkerLost
 RUNNING = 3  # data: None
 
-# Orders to a worker.
-RETURN_STOCK = "return-stock"  # another worker starves: give back what has not started
-
 
 def this_side(role: str, **facts: Any) -> Dict[str, Any]:
-    """The hello of this process: its role, versions, and `facts` such as slots and node."""
-    import os
-
+    """The hello of this process: its role, its versions, where it is, and `facts` such as slots."""
     return {
         "role": role,
         "protocol": PROTOCOL,
@@ -92,7 +88,6 @@ def refusal(mine: Dict[str, Any], theirs: Dict[str, Any]) -> Optional[str]:
 
 
 Report = Dict[str, Any]
-"""outcomes: List[Outcome]; running: List[ticket]; returned: List[ticket]; died: List of
-(ticket, cause dict); and facts: slots, busy, done, rss_bytes."""
-
-Orders = List[str]
+"""What a worker reports, each key only when there is something: `outcomes` (list of Outcome),
+`running` and `returned` (tickets), `died` (list of (ticket, cause), see `errors.WorkerLost`) and `facts`
+(busy, done, rss_bytes)."""

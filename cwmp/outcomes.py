@@ -18,7 +18,7 @@ def settle(kind: int, data: Any) -> Tuple[Any, Optional[BaseException]]:
             return payload.load_value(data), None
         if kind == ERROR:
             return None, payload.load_error(data)
-    except Exception as error:
+    except BaseException as error:  # loading runs user code, which may raise anything
         return None, unreadable(error)
     if kind == LOST:
         return None, WorkerLost(data)
@@ -29,7 +29,7 @@ def settle(kind: int, data: Any) -> Tuple[Any, Optional[BaseException]]:
     return None, CwmpError(f"an event of kind {kind!r}, which this cwmp does not know")
 
 
-def unreadable(cause: Exception) -> PayloadError:
+def unreadable(cause: BaseException) -> PayloadError:
     """The error of a job whose result cannot be loaded in this process."""
     error = PayloadError(f"the result of this job can't be loaded here: {type(cause).__name__}: {cause}")
     error.__cause__ = cause

@@ -182,7 +182,7 @@ def dump_error(error: BaseException, where: str) -> bytes:
         data = dump_value(error)
         load_value(data)  # an exception that cannot be rebuilt must be found out here
         pickled = data
-    except Exception:
+    except BaseException:  # its own code may raise anything, SystemExit too
         pass  # its text goes alone
     return pickle.dumps((pickled, _type_name(type(error)), _message(error), text), _PROTOCOL)
 
@@ -209,15 +209,15 @@ def _describe(error: BaseException, where: str) -> str:
         tb = tb.tb_next
     try:
         lines: List[str] = traceback.format_exception(type(error), error, tb)
-    except Exception as broken:  # an exception whose own __str__ fails
-        lines = [f"{_type_name(type(error))} (its text can't be made: {broken!r})\n"]
+    except BaseException as broken:  # an exception whose own __str__ fails
+        lines = [f"{_type_name(type(error))} (its text can't be made: {type(broken).__name__})\n"]
     return f"In {where}:\n" + "".join(lines)
 
 
 def _message(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as broken:
+    except BaseException as broken:
         return f"(no message: {type(broken).__name__} in its __str__)"
 
 

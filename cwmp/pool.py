@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from . import defaults, slot
 from .frames import FrameReader
@@ -63,12 +63,14 @@ class Pool:
     """`size` slots, each a child process of this one, which must have no other thread.
 
     `answers()` and `deaths()` tell what has happened since the last call; `fileno()` is readable
-    when there are answers, so that who watches the pool decides when to look at them.
+    when there are answers, so that who watches the pool decides when to look at them. `on_hang_up` is
+    called when a slot has closed its connection: `reap` soon, and again until it is dead.
     """
 
-    def __init__(self, size: int, loop: Loop) -> None:
+    def __init__(self, size: int, loop: Loop, on_hang_up: Callable[[], None]) -> None:
         self.size = size
         self._loop = loop
+        self._note_hang_up = on_hang_up
         self._slots: List[Optional[_Process]] = [None] * size
         self._selector = selectors.DefaultSelector()
         self._deaths: List[Tuple[int, Death]] = []
@@ -197,7 +199,7 @@ class Pool:
         process = self._slots[index]
         if process is not None:
             process.hung_up = time.monotonic()
-            self.reap()
+            self._note_hang_up()
 
     def _bury(self, index: int, process: _Process, status: int, peak_rss: int) -> None:
         """Note a death, and keep what the slot had answered before it."""

@@ -86,6 +86,7 @@ class Peer:
             else:
                 self.answer(value)
                 self.channel.close()  # such calls are one a connection in this protocol
+                self._on_close("has been served")
 
     def _greet(self, method: Any, args: Tuple[Any, ...]) -> Any:
         """The calls to the server itself, before any object of it is used."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import socket
 import sys
 import threading
@@ -24,7 +25,7 @@ from typing import Any, Callable, Deque, Dict, Iterable, List, Optional, Tuple
 from . import defaults, payload
 from .errors import ConnectError, MasterLost
 from .messages import JOB_QUEUE, RESULT_QUEUE, RUNNING, Job, this_side
-from .transport import connect, introduce
+from .transport import Wire, connect, introduce
 
 log = logging.getLogger("cwmp")
 
@@ -50,26 +51,20 @@ class Session:
         self.place = f"{host}:{port}"
         self._on_events = on_events
         self._functions = payload.FunctionDumper()
-        self._lock = threading.Lock()  # guards what follows, down to `_replies`
+        # Guards what follows, down to `_replies`. Re-entrant, because the finalizer of an executor may
+        # run, and close us, in whatever our own thread is doing.
+        self._lock = threading.RLock()
         self._open: Dict[int, Any] = {}  # number -> token; the dispatcher removes without the lock
         self._next_number = 0
         self._pending: List[Job] = []  # jobs that wait for the put in flight
         self._put_in_flight = False
         self._replies: Deque[Tuple[float, Callable[[Any], None]]] = deque()  # (due, what to do with it)
         self._idle = threading.Condition()  # notified when the last open job has ended
+        self._telling = False  # events are being passed on
         self._closing = False  # no further submit
         self._lost: Optional[str] = None  # why the session has ended
         self._left = False  # because we have left
-        self._submit_wire = connect(host, port, authkey)
-        try:
-            self._collect_wire = connect(host, port, authkey)
-            hello = this_side("client")
-            self._ident: int = introduce(self._submit_wire, hello)["member"]
-            introduce(self._collect_wire, {**hello, "member": self._ident})
-        except BaseException:
-            self._submit_wire.close()
-            raise
-        self._collect_wire.deadline(defaults.POLL_S + defaults.REPLY_S)
+        self._ident, self._submit_wire, self._collect_wire = _join(host, port, authkey)
         self._reader = threading.Thread(target=self._read_replies, name="cwmp-submit", daemon=True)
         self._reader.start()
         _end_at_exit(self)
@@ -83,10 +78,10 @@ class Session:
         function_bytes = self._functions.dump(function)
         call = payload.dump_call(args, kwargs)
         with self._lock:
-            if self._lost is not None:
-                raise MasterLost(self._lost)
             if self._closing:
                 raise RuntimeError("this client has been stopped: no job can be submitted to it")
+            if self._lost is not None:
+                raise MasterLost(self._lost)
             number = self._next_number = self._next_number + 1
             self._open[number] = token
             job = (number, function_bytes, call)
@@ -193,11 +188,14 @@ class Session:
         """Tell the owner of these jobs what became of them."""
         tokens = self._open
         known = []
+        self._telling = True  # jobs are not over before their owner knows
         for number, kind, data in events:
             token = tokens.get(number) if kind == RUNNING else tokens.pop(number, None)
             if token is not None:  # else it was withdrawn, or this is the second time
                 known.append((token, kind, data))
+        token = data = None
         self._tell(known)
+        self._telling = False
         if not tokens:
             self._note_idle()
 
@@ -205,7 +203,7 @@ class Session:
         """Call the owner; nothing that happens there may end this thread."""
         try:
             self._on_events(events)
-        except Exception:
+        except BaseException:
             log.exception("cwmp's own handling of events failed")
 
     # --- ending ------------------------------------------------------------------------------
@@ -222,7 +220,7 @@ class Session:
     def wait_idle(self, timeout_s: Optional[float] = None) -> bool:
         """Wait until no job is open; False if that took longer than `timeout_s`."""
         with self._idle:
-            return self._idle.wait_for(lambda: not self._open, timeout_s)
+            return self._idle.wait_for(self._is_idle, timeout_s)
 
     def close(self) -> None:
         """Leave the cluster at once. Open jobs end as CANCELLED, and the master drops them."""
@@ -233,6 +231,16 @@ class Session:
                 self._lost = f"this client has left the master at {self.place}"
         self._submit_wire.hang_up()
         self._collect_wire.hang_up()
+
+    def abandon(self) -> None:
+        """This process is a copy of the one that made the session: let go of it, and disturb nothing."""
+        self._lock = threading.RLock()  # whoever held it does not exist here
+        self._idle = threading.Condition()
+        self._closing = self._left = True
+        self._lost = "it belongs to the process that this one was forked from"
+        self._open.clear()
+        self._submit_wire.sock.close()  # without a shutdown, which would be for both
+        self._collect_wire.sock.close()
 
     def close_when_idle(self) -> None:
         """Accept no further job, and leave the cluster once none is open."""
@@ -245,8 +253,11 @@ class Session:
         """Why the session has ended; None while it stands."""
         return self._lost
 
+    def _is_idle(self) -> bool:
+        return not self._open and not self._telling
+
     def _note_idle(self) -> None:
-        if self._open:
+        if not self._is_idle():
             return
         with self._idle:
             self._idle.notify_all()
@@ -272,10 +283,27 @@ class Session:
         while self._open:
             _, token = self._open.popitem()
             self._tell([(token, kind, self._lost)])
+            token = None
         self._note_idle()
         self._reader.join(defaults.REPLY_S)
         self._submit_wire.close()
         self._collect_wire.close()
+
+
+def _join(host: str, port: int, authkey: bytes) -> Tuple[int, Wire, Wire]:
+    """Our id at the master, and two connections that it knows as ours."""
+    wires: List[Wire] = []
+    try:
+        hello = this_side("client")
+        for _ in ("submit", "collect"):
+            wires.append(connect(host, port, authkey))
+            hello["member"] = introduce(wires[-1], hello)["member"]
+    except BaseException:
+        for wire in wires:
+            wire.close()
+        raise
+    wires[1].deadline(defaults.POLL_S + defaults.REPLY_S)
+    return hello["member"], wires[0], wires[1]
 
 
 # --- at exit --------------------------------------------------------------------------------
@@ -290,7 +318,15 @@ def _end_at_exit(session: Session) -> None:
     if not _hooked:
         _hooked = True
         atexit.register(_finish_sessions)
+        os.register_at_fork(after_in_child=_forget_sessions)
     _sessions.add(session)
+
+
+def _forget_sessions() -> None:
+    """In a copy of the client that it forked: the sessions stay the original's."""
+    for session in list(_sessions):
+        session.abandon()
+    _sessions.clear()
 
 
 def _finish_sessions() -> None:

@@ -45,7 +45,7 @@ class _Surroundings:
         self._own_cwd = os.getcwd()
         self._own_path = [entry for entry in sys.path if entry not in ("", self._own_cwd)]
         self._streams = (sys.stdin, sys.stdout, sys.stderr)
-        self._copies = [(os.dup(fd), fd) for fd in (1, 2)]
+        self._copies = [(os.dup(fd), fd) for fd in (0, 1, 2)]
         self._recursion_limit = sys.getrecursionlimit()
         self._place: Optional[payload.Place] = None
         self._cwd = self._own_cwd
@@ -71,18 +71,15 @@ class _Surroundings:
         """Undo what a job did to the standard streams and the recursion limit."""
         for copy, fd in self._copies:
             os.dup2(copy, fd)
-        if sys.stdout is not self._streams[1] or sys.stdout.closed or sys.stderr.closed:
-            self._reopen_streams()
+        stdin, stdout, stderr = self._streams
+        if sys.stdin is not stdin or sys.stdout is not stdout or sys.stderr is not stderr:
+            sys.stdin, sys.stdout, sys.stderr = self._streams
+        if stdout.closed or stderr.closed:
+            sys.stdout = open(1, "w", buffering=1, closefd=False)
+            sys.stderr = open(2, "w", buffering=1, closefd=False)
+            self._streams = (stdin, sys.stdout, sys.stderr)
         if sys.getrecursionlimit() != self._recursion_limit:
             sys.setrecursionlimit(self._recursion_limit)
-
-    def _reopen_streams(self) -> None:
-        stdin, stdout, stderr = self._streams
-        if stdout.closed:
-            stdout = open(1, "w", buffering=1, closefd=False)
-        if stderr.closed:
-            stderr = open(2, "w", buffering=1, closefd=False)
-        self._streams = sys.stdin, sys.stdout, sys.stderr = stdin, stdout, stderr
 
 
 class Slot:

@@ -104,6 +104,7 @@ class Worker:
         self._ident = 0
         self._done = 0
         self._lost: Optional[str] = None  # why the master is gone
+        self._left = False  # we have said goodbye
         # What the next report will carry:
         self._outcomes: List[Outcome] = []
         self._running: List[int] = []
@@ -115,7 +116,7 @@ class Worker:
         self._deaf_until: Optional[float] = None  # when the pool may wake us again
         # Written by signal handlers:
         self._drains = 0
-        self._child_ended = False
+        self._child_ended = False  # a slot has died or is about to
         self._drain_until: Optional[float] = None
 
     def run(self) -> None:
@@ -125,11 +126,11 @@ class Worker:
         """
         for name in THREAD_VARIABLES:
             os.environ.setdefault(name, "1")
-        signal.signal(signal.SIGCHLD, self._on_child)
+        signal.signal(signal.SIGCHLD, lambda number, frame: self._on_child())
         self._loop.wake_on_signals()
         if self._leash_fd is not None:
             self._loop.watch(self._leash_fd, self._on_leash)
-        self._pool = Pool(self._slots, self._loop)
+        self._pool = Pool(self._slots, self._loop, self._on_child)
         try:
             self._refill(time.monotonic())
             if self._join():
@@ -361,24 +362,23 @@ class Worker:
     def _say_goodbye(self) -> None:
         """Everything that is still to be reported, then leave: bounded, for the master may be gone."""
         deadline = time.monotonic() + defaults.REPLY_S / 3
-        left = False
         while self._lost is None and time.monotonic() < deadline:
+            if self._report_line.free and self._left:
+                break
             if self._report_line.free:
                 if self._outcomes or self._returned or self._died:
                     self._report(time.monotonic())
-                elif left:
-                    break
                 else:
-                    left = True
-                    args = (("worker", self._ident),)
-                    self._report_line.request(RESULT_QUEUE, "leave", args, lambda _: None, defaults.REPLY_S)
+                    self._left = True
+                    self._report_line.request(RESULT_QUEUE, "leave", (), lambda _: None, defaults.REPLY_S)
             self._loop.poll(0.1)
         self._take_line.close()
         self._report_line.close()
         self._pool.kill()
 
     def _on_lost(self, reason: str) -> None:
-        if self._lost is None:
+        """The master is gone, or knows us no more; after our goodbye that is as it should be."""
+        if self._lost is None and not self._left:
             self._lost = reason
             self._take_line.close()
             self._report_line.close()
@@ -391,5 +391,5 @@ class Worker:
             self._leash_fd = None
             self._drains += 2
 
-    def _on_child(self, number: int, frame: Any) -> None:
+    def _on_child(self) -> None:
         self._child_ended = True
