@@ -182,15 +182,16 @@ class Broker:
         leases: List[Lease] = []
         bytes_left = defaults.MAX_BATCH_BYTES
         while room > 0 and bytes_left > 0 and self._ready:
-            client = self._ready[0]
-            share = min(client.queued, max(1, room // len(self._ready)))
-            before = len(leases)
-            bytes_left = self._lease(worker, client, share, bytes_left, leases)
-            room -= len(leases) - before
-            if client.queued:
-                self._ready.rotate(-1)
-            else:
-                self._ready.popleft()
+            share = max(1, room // len(self._ready))  # for each client of this round of turns
+            for _ in range(len(self._ready)):
+                if room <= 0 or bytes_left <= 0:
+                    break
+                client = self._ready.popleft()
+                before = len(leases)
+                bytes_left = self._lease(worker, client, min(share, client.queued), bytes_left, leases)
+                room -= len(leases) - before
+                if client.queued:
+                    self._ready.append(client)
         return leases
 
     def _lease(
@@ -363,11 +364,12 @@ class Broker:
         assert len(held) == sum(len(worker.held) for worker in self._workers.values()), "leased twice"
         for client in self._clients.values():
             queued = [job for job in client.queue if job.state == QUEUED]
-            assert len(queued) == client.queued, "queue count"
+            in_queue = set(map(id, queued))
+            assert len(queued) == len(in_queue) == client.queued, "queue count"
             assert (client in self._ready) == bool(client.queued), "ready list"
             assert all(client.open.get(job.number) is job for job in queued), "queued but not open"
             for job in client.open.values():
-                assert (job.state == QUEUED) == (job in queued), "open job is nowhere"
+                assert (job.state == QUEUED) == (id(job) in in_queue), "open job is nowhere"
                 assert (job.state in (LEASED, STARTED)) == (id(job) in held), "leased to nobody"
                 assert len(job.deaths or ()) < self.max_attempts, "tried too often"
         assert len(self._ready) == len(set(map(id, self._ready))), "ready twice"

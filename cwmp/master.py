@@ -217,10 +217,11 @@ class Master:
     def _hand_out(self) -> None:
         """Share what is queued among the workers that wait, in proportion to their room."""
         takes, broker = self.takes, self.broker
+        room = sum([take.room for take in takes.values()]) if takes and broker.queued else 0
         while takes and broker.queued:
-            total_room = sum(take.room for take in takes.values())
             worker, take = takes.popitem(last=False)
-            share = -(-broker.queued * take.room // max(1, total_room))
+            share = -(-broker.queued * take.room // room)
+            room -= take.room
             take.peer.answer(broker.take(worker, min(take.room, share)))
 
     def _deliver(self) -> None:

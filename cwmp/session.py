@@ -29,6 +29,8 @@ from .transport import Wire, connect, introduce
 
 log = logging.getLogger("cwmp")
 
+_FEW_EVENTS = 8
+
 MASTER_LOST = -1
 CANCELLED = -2
 """Kinds of event, besides those of `messages`, for jobs that the master says no more of."""
@@ -174,8 +176,12 @@ class Session:
             self._poll(seen)
             while True:
                 seen, events = self._collect_wire.reply()
-                self._poll(seen)  # so that the master gathers the next while we work on these
-                self._pass_on(events)
+                if len(events) < _FEW_EVENTS:
+                    self._pass_on(events)  # who waits for one of these comes first
+                    self._poll(seen)
+                else:
+                    self._poll(seen)  # so that the master gathers the next while we work on these
+                    self._pass_on(events)
                 del events  # or they would live until the next ones come
         except Exception as error:
             self._lose(error)

@@ -126,11 +126,11 @@ class Slot:
                 kind = ERROR
             if self._is_copy:
                 os._exit(0)  # the job forked, and this is the copy that came back from it
-            target = args = kwargs = None  # type: ignore[assignment]
-            self._surroundings.restore()
             ended = perf_counter()
             self._answer(ticket, kind, ended - began, data)
             began = ended
+            target = args = kwargs = None  # type: ignore[assignment]
+            self._surroundings.restore()
 
     def _claim(self, generation: int) -> bool:
         """Whether the next lease of this generation is ours; False: the worker took it back."""
