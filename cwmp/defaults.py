@@ -32,7 +32,7 @@ GRACE_S = 25.0
 """How long a worker that was told to stop lets running jobs finish. SLURM kills 30 s after it
 asks; a larger value would be cut off there."""
 
-POLL_S = 20.0
+POLL_S = 10.0
 """Length of one long poll. Smaller: more idle traffic. Larger: none but this many seconds more
 until a half-open connection is noticed by its caller."""
 

@@ -51,6 +51,7 @@ class _Process:
         self.generation = 0
         self.born = time.monotonic()
         self.hung_up: Optional[float] = None  # when its socket was closed
+        self.given_up = False  # we killed it for that
         self.worked = False
 
     def close(self) -> None:
@@ -131,6 +132,7 @@ class Pool:
             if process is None:
                 continue
             if process.hung_up is not None and time.monotonic() - process.hung_up > _HUNG_UP_S:
+                process.given_up = True
                 os.kill(process.pid, signal.SIGKILL)
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if pid:
@@ -251,8 +253,8 @@ def _cause(process: _Process, status: int, peak_rss: int) -> Dict[str, Any]:
     """Why a slot died, from what the kernel says."""
     code = os.waitstatus_to_exitcode(status)
     number = -code if code < 0 else None
-    if number is not None and process.hung_up is not None and number == signal.SIGKILL:
-        sentence = "ended by its worker after it closed the connection to it, or killed by SIGKILL"
+    if process.given_up:
+        sentence = "ended by its worker, because the job had closed the connection to it"
     elif number is not None:
         sentence = f"killed by {_signal_name(number)}"
     else:

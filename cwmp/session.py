@@ -63,6 +63,7 @@ class Session:
         self._replies: Deque[Tuple[float, Callable[[Any], None]]] = deque()  # (due, what to do with it)
         self._idle = threading.Condition()  # notified when the last open job has ended
         self._telling = False  # events are being passed on
+        self._explained = False  # why nothing happens
         self._closing = False  # no further submit
         self._lost: Optional[str] = None  # why the session has ended
         self._left = False  # because we have left
@@ -91,7 +92,7 @@ class Session:
                 self._pending.append(job)
                 return number
             self._put_in_flight = True
-            self._request("put", [job], on_reply=self._on_put)
+            self._request("put", self._ident, [job], on_reply=self._on_put)
         return number
 
     def withdraw(self, numbers: Iterable[int]) -> List[int]:
@@ -114,7 +115,7 @@ class Session:
                 arrived.set()
 
             if wanted and self._lost is None:
-                self._request("cancel", sorted(wanted), on_reply=on_reply)
+                self._request("cancel", self._ident, sorted(wanted), on_reply=on_reply)
             else:
                 on_reply([])
         arrived.wait()
@@ -124,11 +125,11 @@ class Session:
         self._note_idle()
         return withdrawn
 
-    def _request(self, method: str, argument: Any, on_reply: Callable[[Any], None]) -> None:
+    def _request(self, method: str, *args: Any, on_reply: Callable[[Any], None]) -> None:
         """Write one request; with the lock held, so that replies come in the order noted."""
         self._replies.append((time.monotonic() + defaults.REPLY_S, on_reply))
         try:
-            self._submit_wire.request(JOB_QUEUE, method, self._ident, argument)
+            self._submit_wire.request(JOB_QUEUE, method, *args)
         except OSError as error:
             self._submit_wire.hang_up()  # the reader sees the end and says so to everybody
             log.debug("could not send %s: %s", method, error)
@@ -139,7 +140,7 @@ class Session:
             batch = self._next_batch()
             self._put_in_flight = bool(batch)
             if batch:
-                self._request("put", batch, on_reply=self._on_put)
+                self._request("put", self._ident, batch, on_reply=self._on_put)
 
     def _next_batch(self) -> List[Job]:
         """The pending jobs that fit into one message, oldest first."""
@@ -176,6 +177,8 @@ class Session:
             self._poll(seen)
             while True:
                 seen, events = self._collect_wire.reply()
+                if not events:
+                    self._explain_wait()
                 if len(events) < _FEW_EVENTS:
                     self._pass_on(events)  # who waits for one of these comes first
                     self._poll(seen)
@@ -189,6 +192,22 @@ class Session:
 
     def _poll(self, seen: int) -> None:
         self._collect_wire.request(RESULT_QUEUE, "collect", self._ident, seen, defaults.POLL_S)
+
+    def _explain_wait(self) -> None:
+        """Nothing has happened for the length of a poll: if that is for want of workers, say so once."""
+        with self._lock:
+            if self._open and self._lost is None and not self._explained:
+                self._explained = True
+                self._request("status", on_reply=self._warn_without_workers)
+
+    def _warn_without_workers(self, status: Any) -> None:
+        if status and not status["workers"]:
+            count = len(self._open)
+            log.warning(
+                "%d job%s waiting, and no worker is connected to the master at %s (cluster %s): start one, "
+                "for example with `cwmp-worker %s`",
+                count, "s are" if count != 1 else " is", self.place, status["name"], self.place,
+            )  # fmt: skip
 
     def _pass_on(self, events: List[Any]) -> None:
         """Tell the owner of these jobs what became of them."""

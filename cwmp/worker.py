@@ -196,15 +196,14 @@ class Worker:
         self._next_beat = now + defaults.BEAT_S
         self._loop.watch(self._pool, self._on_answers)
         while self._lost is None:
+            if self._child_ended or self._drains or now >= self._next_chore:
+                if not self._do_chores(now):
+                    break
             if self._answers_wait:
                 self._gather(now)
             self._feed(now)
             self._report(now)
             self._ask_for_work()
-            if self._child_ended or self._drains or now >= self._next_chore:
-                if not self._do_chores(now):
-                    break
-                continue  # what they have found is passed on before we sleep
             self._loop.poll(max(0.0, min(self._next_chore, self._next_beat) - time.monotonic()))
             now = time.monotonic()
         if self._lost is None:
