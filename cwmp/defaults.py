@@ -99,3 +99,6 @@ memory for every call, which costs more than the calls that it saves."""
 
 LOADED_FUNCTIONS = 256
 """Functions that a slot keeps loaded. Fewer: programs with many functions load them again."""
+
+REMEMBERED_SESSIONS = 1000
+"""Clients that a slot remembers having looked after edited modules for. Fewer: it looks more often."""

@@ -31,6 +31,7 @@ class Place(NamedTuple):
 
     cwd: Optional[str]  # None where it has been deleted
     path: Tuple[str, ...]
+    session: str  # random: tells one run of a program from the next
 
 
 class Function(NamedTuple):
@@ -118,7 +119,8 @@ class FunctionDumper:
 
     def __init__(self) -> None:
         self._known: Dict[int, _Known] = {}
-        self._place = Place(None, ())
+        self._session = os.urandom(4).hex()
+        self._place = Place(None, (), self._session)
         self._path: List[str] = []  # `sys.path` when `_place` was made
 
     def dump(self, function: Callable[..., Any]) -> bytes:
@@ -157,15 +159,15 @@ class FunctionDumper:
             cwd = None
         if cwd != self._place[0] or sys.path != self._path:
             self._path = list(sys.path)
-            self._place = Place(cwd, tuple(map(str, self._path)))
+            self._place = Place(cwd, tuple(map(str, self._path)), self._session)
         return self._place
 
 
 def open_function(data: bytes) -> Function:
     """Take a function's bytes apart without loading it: first enter the place, then `load_value`."""
-    (cwd, path), pickled, reusable = pickle.loads(data)
+    (cwd, path, session), pickled, reusable = pickle.loads(data)
     here = cwd or ""
-    return Function(Place(cwd, tuple(entry or here for entry in path)), pickled, reusable)
+    return Function(Place(cwd, tuple(entry or here for entry in path), session), pickled, reusable)
 
 
 # --- outcomes -------------------------------------------------------------------------------

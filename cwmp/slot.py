@@ -26,6 +26,7 @@ from . import defaults, payload
 from .errors import PayloadError
 from .frames import FrameReader, header
 from .messages import ERROR, RESULT, Lease
+from .surroundings import Surroundings
 
 OUTCOME = struct.Struct("!QBf")  # ticket, kind, seconds that the job took; the data follow
 _HEADED_OUTCOME = struct.Struct("!iQBf")  # the same behind the header of its frame
@@ -38,50 +39,6 @@ class _Ended(Exception):
     """The worker is gone, or has no more use for this slot."""
 
 
-class _Surroundings:
-    """What a job may have moved, and is put back before the next one."""
-
-    def __init__(self) -> None:
-        self._own_cwd = os.getcwd()
-        self._own_path = [entry for entry in sys.path if entry not in ("", self._own_cwd)]
-        self._streams = (sys.stdin, sys.stdout, sys.stderr)
-        self._copies = [(os.dup(fd), fd) for fd in (0, 1, 2)]
-        self._recursion_limit = sys.getrecursionlimit()
-        self._place: Optional[payload.Place] = None
-        self._cwd = self._own_cwd
-        self._path = list(self._own_path)
-
-    def enter(self, place: payload.Place) -> None:
-        """Stand where the client stands: its directory, and its module path before our own."""
-        if place is not self._place and place != self._place:
-            self._place = place
-            self._cwd = place.cwd if place.cwd and os.path.isdir(place.cwd) else self._own_cwd
-            own = set(self._own_path)
-            self._path = [entry for entry in place.path if entry not in own] + self._own_path
-        if sys.path != self._path:
-            sys.path[:] = self._path
-        try:
-            moved = os.getcwd() != self._cwd
-        except OSError:
-            moved = True
-        if moved:
-            os.chdir(self._cwd)
-
-    def restore(self) -> None:
-        """Undo what a job did to the standard streams and the recursion limit."""
-        for copy, fd in self._copies:
-            os.dup2(copy, fd)
-        stdin, stdout, stderr = self._streams
-        if sys.stdin is not stdin or sys.stdout is not stdout or sys.stderr is not stderr:
-            sys.stdin, sys.stdout, sys.stderr = self._streams
-        if stdout.closed or stderr.closed:
-            sys.stdout = open(1, "w", buffering=1, closefd=False)
-            sys.stderr = open(2, "w", buffering=1, closefd=False)
-            self._streams = (stdin, sys.stdout, sys.stderr)
-        if sys.getrecursionlimit() != self._recursion_limit:
-            sys.setrecursionlimit(self._recursion_limit)
-
-
 class Slot:
     """The loop of one slot."""
 
@@ -90,7 +47,7 @@ class Slot:
         self._claims_fd = claims_fd
         self._answers_fd = answers_fd
         self._where = f"node {node}, pid {os.getpid()}"
-        self._surroundings = _Surroundings()
+        self._surroundings = Surroundings()
         self._loaded: OrderedDict[bytes, _Loaded] = OrderedDict()
         self._claim_in_hand: Optional[int] = None  # read too early: it belongs to a later message
         self._is_copy = False
@@ -107,6 +64,7 @@ class Slot:
                 for frame in reader.feed(data):
                     generation, leases = pickle.loads(frame)
                     self._work(generation, leases)
+                    self._surroundings.note_imports()
         except _Ended:
             return
 
@@ -155,7 +113,8 @@ class Slot:
             self._surroundings.enter(function.place)
             return kept if kept is not None else payload.load_value(function.pickle)
         function = payload.open_function(data)
-        self._surroundings.enter(function.place)
+        if self._surroundings.enter(function.place):
+            self._loaded.clear()  # what was edited is imported anew
         target: Callable[..., Any] = payload.load_value(function.pickle)
         self._loaded[data] = (function, target if function.reusable else None)
         if len(self._loaded) > defaults.LOADED_FUNCTIONS:
