@@ -102,3 +102,7 @@ LOADED_FUNCTIONS = 256
 
 REMEMBERED_SESSIONS = 1000
 """Clients that a slot remembers having looked after edited modules for. Fewer: it looks more often."""
+
+COLLECT_EVERY = 50_000
+"""New objects in master or agent between two searches for reference cycles. Python's 700 would have
+them search the queues all the time; more would let the cycles of rare errors stay longer."""

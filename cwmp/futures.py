@@ -1,8 +1,9 @@
 """`ClusterFuture`: a `concurrent.futures.Future` that costs little while nobody waits for it.
 
-Half of what a stock future costs is its Condition. Most futures of a large run end before anybody
-waits for them, so here the Condition is made by the first who needs it: a waiter, a callback, a
-cancel. `_creation` guards that moment, and the end of a future that has none yet.
+Most of what a stock future costs is its Condition and its two lists, for the processor and for the
+garbage collector. Most futures of a large run end before anybody waits for them, so here these are
+made by the first who needs them: a waiter, a callback, a cancel. `_making` guards that moment, and the
+end of a future that has none yet.
 """
 
 from __future__ import annotations
@@ -11,37 +12,47 @@ import logging
 import threading
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures._base import FINISHED, PENDING, RUNNING
-from typing import TYPE_CHECKING, Any, List, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 if TYPE_CHECKING:
     from .session import Session
 
 log = logging.getLogger("cwmp")
-_creation = threading.Lock()
+_making = threading.RLock()  # re-entrant: a finalizer may run, and look at a future, while it is held
 
 
-class _ConditionOnDemand:
-    """A non-data descriptor: the Condition that it makes takes its place in the instance."""
+class _OnDemand:
+    """A non-data descriptor: what it makes on first use takes its place in the instance."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    def __set_name__(self, owner: Any, name: str) -> None:
+        self._name = name
 
     def __get__(self, future: Any, owner: Any = None) -> Any:
         if future is None:
             return self
-        with _creation:
-            return future.__dict__.setdefault("_condition", threading.Condition())
+        with _making:
+            if self._name not in future.__dict__:
+                future._wanted = True
+                setattr(future, self._name, self._make())
+            return future.__dict__[self._name]
 
 
 class ClusterFuture(Future):  # type: ignore[type-arg]
     """The future of one job. `cancel()` takes a queued job back from the master."""
 
-    _condition = _ConditionOnDemand()
+    _condition = _OnDemand(threading.Condition)
+    _waiters = _OnDemand(list)
+    _done_callbacks = _OnDemand(list)
+    _wanted = False  # somebody waits, or has asked to be called
+    _state = PENDING
+    _result = None
+    _exception = None
 
     def __init__(self, session: Session) -> None:
-        # As Future.__init__, but for the Condition.
-        self._state = PENDING
-        self._result = None
-        self._exception = None
-        self._waiters: List[Any] = []
-        self._done_callbacks: List[Any] = []
+        # Not Future.__init__, which would make all of the above at once.
         self._session = session
         self._number = 0
 
@@ -61,8 +72,8 @@ class ClusterFuture(Future):  # type: ignore[type-arg]
     def settle(self, value: Any, error: Optional[BaseException]) -> None:
         """The job has ended with `value`, or with `error` unless that is None."""
         if error is None:
-            with _creation:
-                if "_condition" not in self.__dict__ and self._state in (PENDING, RUNNING):
+            with _making:
+                if not self._wanted and self._state in (PENDING, RUNNING):
                     self._result = value
                     self._state = FINISHED
                     return

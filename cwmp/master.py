@@ -7,6 +7,7 @@ at hand have been served: so what came in together goes out together.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import platform
@@ -148,6 +149,7 @@ class Master:
     def serve(self) -> None:
         """Serve until `stop()`."""
         next_sweep = self.now() + defaults.SWEEP_S
+        _relax_collector()
         try:
             while not self._stopping:
                 try:
@@ -269,3 +271,9 @@ def _whole_numbers(facts: Dict[str, Any]) -> Dict[str, int]:
     """What a member may say of itself in numbers, as far as they are numbers."""
     names = ("pid", "slots", "busy", "done", "rss_bytes")
     return {name: facts[name] for name in names if type(facts.get(name)) is int}
+
+
+def _relax_collector() -> None:
+    """Let Python look for reference cycles less often: a queue of jobs is large, and has none."""
+    gc.freeze()
+    gc.set_threshold(defaults.COLLECT_EVERY, 50, 100)

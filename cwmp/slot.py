@@ -13,6 +13,7 @@ has died.
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import pickle
 import signal
@@ -161,6 +162,7 @@ def main(jobs_fd: int, claims_fd: int, answers_fd: int, node: str) -> None:
 
 def _prepare(keep: Set[int]) -> None:
     """Leave nothing of the worker in this process but what a slot needs."""
+    gc.set_threshold(700, 10, 10)  # Python's own, for what jobs make
     os.setpgid(0, 0)  # so that the children of a job end with the slot
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -7,6 +7,7 @@ grace period, kill and give back the rest, report it all, say goodbye.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -126,6 +127,8 @@ class Worker:
         """
         for name in THREAD_VARIABLES:
             os.environ.setdefault(name, "1")
+        gc.freeze()  # slots share what is here now, as long as nobody touches it
+        gc.set_threshold(defaults.COLLECT_EVERY, 50, 100)  # leases come and go without cycles
         signal.signal(signal.SIGCHLD, lambda number, frame: self._on_child())
         self._loop.wake_on_signals()
         if self._leash_fd is not None:
