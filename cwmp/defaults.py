@@ -33,11 +33,8 @@ GRACE_S = 25.0
 asks; a larger value would be cut off there."""
 
 POLL_S = 10.0
-"""Length of one long poll. Smaller: more idle traffic. Larger: none but this many seconds more
-until a half-open connection is noticed by its caller."""
-
-MAX_POLL_S = 60.0
-"""The longest poll that a master agrees to, whatever a peer asks for."""
+"""A client for which there is no event hears from the master this often. Smaller: more idle traffic.
+Larger: that much later a silent master is taken for lost."""
 
 REPLY_S = 15.0
 """How much later than due a reply may be before the caller takes the master for lost."""
@@ -77,6 +74,10 @@ PACE_FROM_JOBS = 8
 
 MAX_STOCK = 1000
 """Jobs a slot that a worker holds at most, however short they are."""
+
+UNHURRIED = 3
+"""Messages on their way that may go without a prompt receipt. Fewer: one who does a job at a time
+pays for more receipts. More: a burst begins with more messages of a single job."""
 
 MAX_BATCH_JOBS = 2000
 """Jobs in one message. Larger: fewer messages, longer pauses of each side while it works on one."""

@@ -112,6 +112,8 @@ class Channel:
         sock.setblocking(False)
         self.sock = sock
         self.open = True
+        self.on_drained: Callable[[], None] = lambda: None
+        """Called when a peer that was slow has taken all that was sent."""
         self._loop = loop
         self._on_frames = on_frames
         self._on_close = on_close
@@ -170,6 +172,7 @@ class Channel:
         self._flush()
         if self.open and not self._unsent:
             self._loop.watch_reads_only(self.sock, self._readable)
+            self.on_drained()
 
     def _flush(self) -> None:
         """Write until done or until the peer takes no more."""

@@ -1,8 +1,8 @@
 """The process that serves the broker: `JobQueue` and `ResultQueue`, a real clock, a sweeper.
 
-One thread does everything, so the broker needs no lock. What a method can't answer yet (a worker's
-`take`, a client's `collect`) is parked with its deadline, and looked at again after the requests
-at hand have been served: so what came in together goes out together.
+One thread does everything, so the broker needs no lock. A worker's `take` and a client's `collect`
+stand for as long as they are connected, and are looked at after the requests at hand have been
+served: so what came in together goes out together.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import os
 import platform
 import time
 from collections import OrderedDict
-from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 from . import __version__, defaults
 from .broker import Broker
 from .errors import UsageError, VersionMismatch
 from .loop import Loop
 from .messages import JOB_QUEUE, PROTOCOL, RESULT_QUEUE, Job, python_minor, refusal
-from .server import LATER, Peer, Server
+from .server import RECEIPT, STANDING, Peer, Server
 
 log = logging.getLogger("cwmp.master")
 
@@ -28,20 +28,27 @@ CLIENT = "client"
 WORKER = "worker"
 
 
-class _Take(NamedTuple):
-    """A worker that waits for work."""
+class _Take:
+    """A worker's standing request for work."""
 
-    peer: Peer
-    room: int
-    deadline: float
+    def __init__(self, peer: Peer, limit: int) -> None:
+        self.peer = peer
+        self.limit = limit  # leases that it wants in all
+        self.sent = 0
+
+    @property
+    def room(self) -> int:
+        """How many leases it would take now."""
+        return self.limit - self.sent
 
 
-class _Collect(NamedTuple):
-    """A client that waits for events after number `after`."""
+class _Collect:
+    """A client's standing request for events."""
 
-    peer: Peer
-    after: int
-    deadline: float
+    def __init__(self, peer: Peer, sent: int, now: float) -> None:
+        self.peer = peer
+        self.sent = sent  # number of the last event sent
+        self.when = now  # when it was last sent anything
 
 
 class JobQueue:
@@ -56,22 +63,21 @@ class JobQueue:
         """Take in a client or worker of our versions; a second connection names its `member`."""
         return self._master.join(peer, hello)
 
-    def put(self, peer: Peer, client: int, jobs: List[Job]) -> None:
+    def put(self, peer: Peer, client: int, jobs: List[Job], prompt: bool = True) -> Any:
         """Queue a client's jobs."""
         self._master.broker.submit(client, jobs)
+        return None if prompt else RECEIPT
 
     def cancel(self, peer: Peer, client: int, numbers: List[int]) -> List[int]:
         """Withdraw those of a client's jobs that have not been handed out."""
         return self._master.broker.cancel(client, numbers)
 
-    def take(self, peer: Peer, worker: int, room: int, wait_s: float) -> Any:
-        """Hand a worker up to `room` jobs, waiting up to `wait_s` for some."""
-        now = self._master.now()
-        if not (type(room) is int and room > 0):
-            raise UsageError(f"room must be a positive whole number, not {room!r}")
-        self._master.broker.heard(worker, now)
-        self._master.takes[worker] = _Take(peer, room, now + min(wait_s, defaults.MAX_POLL_S))
-        return LATER
+    def take(self, peer: Peer, worker: int, limit: int) -> Any:
+        """From now on send a worker leases, up to `limit` in all until a report changes that."""
+        self._master.broker.heard(worker, self._master.now())
+        self._master.takes[worker] = _Take(peer, _whole_number(limit))
+        self._master.set_limit(worker, limit)
+        return STANDING
 
     def status(self, peer: Peer) -> Dict[str, Any]:
         """What `cwmp-status` shows."""
@@ -86,26 +92,30 @@ class ResultQueue:
     def __init__(self, master: Master) -> None:
         self._master = master
 
-    def report(self, peer: Peer, worker: int, report: Dict[str, Any]) -> None:
-        """A worker's news: outcomes, starts, deaths, returned jobs and facts about itself."""
-        broker = self._master.broker
+    def report(self, peer: Peer, worker: int, report: Dict[str, Any], prompt: bool = True) -> Any:
+        """A worker's news: outcomes, starts, deaths, returned jobs, its limit and facts about itself."""
+        broker, touched = self._master.broker, self._master.touched
         broker.heard(worker, self._master.now(), _whole_numbers(report.get("facts") or {}))
-        touched = self._master.touched
         touched |= broker.finish(worker, report.get("outcomes", ()))
-        touched |= broker.running(worker, report.get("running", ()))
-        for ticket, cause in report.get("died", ()):
-            touched |= broker.died(worker, ticket, cause)
-        broker.give_back(worker, report.get("returned", ()))
+        if len(report) > 1 or "outcomes" not in report:
+            touched |= broker.running(worker, report.get("running", ()))
+            for ticket, cause in report.get("died", ()):
+                touched |= broker.died(worker, ticket, cause)
+            broker.give_back(worker, report.get("returned", ()))
+            if "limit" in report:
+                self._master.set_limit(worker, report["limit"])
+        return None if prompt else RECEIPT
 
-    def collect(self, peer: Peer, client: int, after: int, wait_s: float) -> Any:
-        """The client's events after number `after`, waiting up to `wait_s` for some."""
-        if type(after) is not int:
-            raise UsageError(f"`after` must be a whole number, not {after!r}")
-        self._master.broker.acknowledge(client, after)
-        deadline = self._master.now() + min(wait_s, defaults.MAX_POLL_S)
-        self._master.collects[client] = _Collect(peer, after, deadline)
-        self._master.touched.add(client)
-        return LATER
+    def collect(self, peer: Peer, client: int, after: int) -> Any:
+        """From now on send a client its events that follow number `after`; again: up to there it has them."""
+        master = self._master
+        master.broker.acknowledge(client, _whole_number(after))
+        known = master.collects.get(client)
+        if known is None or known.peer is not peer:
+            master.collects[client] = _Collect(peer, after, master.now())
+            peer.channel.on_drained = lambda: master.touched.add(client)
+        master.touched.add(client)
+        return STANDING
 
     def leave(self, peer: Peer) -> None:
         """The member whose connection this is says goodbye."""
@@ -131,7 +141,8 @@ class Master:
     ) -> None:
         self.name = name
         self.broker = Broker()
-        self.takes: OrderedDict[int, _Take] = OrderedDict()  # by worker, longest waiting first
+        self.takes: Dict[int, _Take] = {}  # by worker
+        self._hungry: OrderedDict[int, _Take] = OrderedDict()  # those with room, longest waiting first
         self.collects: Dict[int, _Collect] = {}  # by client
         self.touched: Set[int] = set()  # clients whose parked call may have an answer now
         self.now = time.monotonic
@@ -153,7 +164,7 @@ class Master:
         try:
             while not self._stopping:
                 try:
-                    self._round(max(0.0, next_sweep - self.now()))
+                    self._round(0.0 if self.touched else max(0.0, next_sweep - self.now()))
                     if self.now() >= next_sweep:
                         next_sweep = self.now() + defaults.SWEEP_S
                         self._sweep(self.now())
@@ -197,11 +208,23 @@ class Master:
             self.broker.leave_client(ident)
         else:
             self.takes.pop(ident, None)
+            self._hungry.pop(ident, None)
             if lost is None:
                 self.broker.leave_worker(ident)
             elif ident in self.broker.workers():
                 log.warning("worker %s lost: %s", ident, lost)
                 self.touched |= self.broker.lose_worker(ident, lost)
+
+    def set_limit(self, worker: int, limit: int) -> None:
+        """A worker wants `limit` leases in all. Raises UsageError."""
+        take = self.takes.get(worker)
+        if take is None:
+            return
+        take.limit = _whole_number(limit)
+        if take.room <= 0:
+            self._hungry.pop(worker, None)
+        elif worker not in self._hungry:
+            self._hungry[worker] = take
 
     def _on_gone(self, peer: Peer, reason: str) -> None:
         if peer.member is not None:
@@ -218,32 +241,48 @@ class Master:
 
     def _hand_out(self) -> None:
         """Share what is queued among the workers that wait, in proportion to their room."""
-        takes, broker = self.takes, self.broker
-        room = sum([take.room for take in takes.values()]) if takes and broker.queued else 0
-        while takes and broker.queued:
-            worker, take = takes.popitem(last=False)
-            share = -(-broker.queued * take.room // room)
+        hungry, broker = self._hungry, self.broker
+        if not hungry or not broker.queued:
+            return
+        room = sum([take.room for take in hungry.values()])
+        slow = []  # have yet to take what they were sent
+        while hungry and broker.queued:
+            worker, take = hungry.popitem(last=False)
+            if take.peer.channel.congested:
+                slow.append((worker, take))
+                continue
+            share = min(take.room, -(-broker.queued * take.room // room))
             room -= take.room
-            take.peer.answer(broker.take(worker, min(take.room, share)))
+            leases = broker.take(worker, share)
+            take.sent += len(leases)
+            if take.room > 0:
+                room += take.room
+                hungry[worker] = take
+            take.peer.answer(leases)
+        hungry.update(slow)
 
     def _deliver(self) -> None:
-        """Answer the clients that have new events."""
-        while self.touched:
-            client = self.touched.pop()
+        """Send their new events to the clients; who is slow gets them later."""
+        touched, self.touched = self.touched, set()
+        for client in touched:
             collect = self.collects.get(client)
-            if collect is not None and self.broker.has_events(client, collect.after):
-                del self.collects[client]
-                collect.peer.answer(self.broker.collect(client, collect.after))
+            if collect is None or collect.peer.channel.congested:
+                continue
+            seq, events = self.broker.collect(client, collect.sent)
+            if events:
+                collect.peer.answer((seq, events))
+                collect.sent, collect.when = seq, self.now()
+                if self.broker.has_events(client, seq):
+                    self.touched.add(client)
 
     def _sweep(self, now: float) -> None:
         """What is due by the clock: silent workers, overdue polls and handshakes."""
         for worker in self.broker.expire(now):
             self.part((WORKER, worker), f"silent for {defaults.SILENT_S:g} s")
-        for worker in [w for w, take in self.takes.items() if take.deadline <= now]:
-            self.takes.pop(worker).peer.answer([])
-        for client in [c for c, collect in self.collects.items() if collect.deadline <= now]:
-            collect = self.collects.pop(client)
-            collect.peer.answer((collect.after, []))
+        for collect in self.collects.values():
+            if now - collect.when >= defaults.POLL_S and not collect.peer.channel.congested:
+                collect.peer.answer((collect.sent, []))  # a sign of life
+                collect.when = now
         self._server.tend(now)
 
     def _on_leash(self, fd: int) -> None:
@@ -265,6 +304,13 @@ class Master:
             "protocol": PROTOCOL,
             **self.broker.status(self.now()),
         }
+
+
+def _whole_number(value: Any) -> int:
+    """The value, if it is one. Raises UsageError."""
+    if type(value) is not int:
+        raise UsageError(f"a message holds {value!r} where a whole number belongs")
+    return value
 
 
 def _whole_numbers(facts: Dict[str, Any]) -> Dict[str, int]:

@@ -7,14 +7,18 @@ plain tuples are what a batch of many small jobs can afford. What users send sta
 
 Methods of `JobQueue`
     join(hello) -> welcome                          a client or worker introduces itself
-    put(client, jobs)                               client: queue these
+    put(client, jobs, prompt)                       client: queue these
     cancel(client, numbers) -> numbers              client: of these, the ones withdrawn
-    take(worker, room, wait_s) -> leases            worker: long poll for work
+    take(worker, limit) -> leases ...               worker: send work, `limit` leases in all
     status() -> dict                                anyone: what `cwmp-status` shows
 Methods of `ResultQueue`
-    report(worker, report)                          worker: outcomes, and a sign of life
-    collect(client, after, wait_s) -> (seq, events) client: long poll; acknowledges up to `after`
+    report(worker, report, prompt)                  worker: outcomes, a new limit, a sign of life
+    collect(client, after) -> (seq, events) ...     client: send events; acknowledges up to `after`
     leave()                                         client or worker: goodbye
+
+`take` and `collect` are standing requests: they are answered once whenever there is something, for as
+long as the connection lasts. `put` and `report` that are not `prompt` are acknowledged at leisure,
+several at a time.
 """
 
 from __future__ import annotations
@@ -89,5 +93,5 @@ def refusal(mine: Dict[str, Any], theirs: Dict[str, Any]) -> Optional[str]:
 
 Report = Dict[str, Any]
 """What a worker reports, each key only when there is something: `outcomes` (list of Outcome),
-`running` and `returned` (tickets), `died` (list of (ticket, cause), see `errors.WorkerLost`) and `facts`
-(busy, done, rss_bytes)."""
+`running` and `returned` (tickets), `died` (list of (ticket, cause), see `errors.WorkerLost`), `limit` (how
+many leases the master may send in all, counted from the `take`) and `facts` (busy, done, rss_bytes)."""

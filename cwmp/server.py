@@ -6,8 +6,9 @@ connection from one thread; only a handshake has a thread, for at most `HANDSHAK
 `MAX_HALF_OPEN` of them exist. It unpickles plain values only, and only from peers that have
 proven the key.
 
-A method of a served object is called with the `Peer` first. It returns its answer, or `LATER` after
-keeping the peer, and then calls `peer.answer(value)` once when there is one.
+A method of a served object is called with the `Peer` first. It returns its answer; or `RECEIPT`, which
+is answered with None at leisure; or `STANDING` after keeping the peer, and then calls
+`peer.answer(value)` whenever there is something to say.
 """
 
 from __future__ import annotations
@@ -29,10 +30,15 @@ from .transport import FAILURE, RETURN, Wire, dump_message, failure, load_messag
 
 log = logging.getLogger("cwmp.master")
 
-LATER = object()
-"""What a method returns when its answer will come through `peer.answer`."""
+STANDING = object()
+"""What a method returns when its answers will come through `peer.answer`."""
+
+RECEIPT = object()
+"""What a method returns when the peer only wants to know, some time, that it was heard."""
 
 _CROWDED_S = 1.0  # a handshake may be this old before a newcomer can push it out
+
+_RECEIPT_BYTES = dump_message((RETURN, None))
 
 Method = Callable[..., Any]
 
@@ -45,14 +51,21 @@ class Peer:
         self.member: Optional[Tuple[str, int]] = None
         """(role, id) once it has joined: whoever closes its connection has left."""
         self._server = server
-        self._awaited = False  # a method keeps this peer and has yet to answer
+        self._owed = 0  # receipts that it will get
         self._serving = False  # accept_connection was called
         self.channel = Channel(server.loop, wire.sock, self._on_frames, self._on_close, wire.release())
 
     def answer(self, value: Any) -> None:
-        """Send the reply to the request under way."""
-        self._awaited = False
+        """Send a reply; what is owed for earlier requests goes first."""
+        if self._owed:
+            self.settle()
         self.channel.send(dump_message((RETURN, value)))
+
+    def settle(self) -> None:
+        """Send the receipts that are owed."""
+        owed, self._owed = self._owed, 0
+        for _ in range(owed):
+            self.channel.send(_RECEIPT_BYTES)
 
     def _on_frames(self, frames: List[bytes]) -> None:
         for frame in frames:
@@ -60,9 +73,6 @@ class Peer:
                 self._on_request(frame)
 
     def _on_request(self, frame: bytes) -> None:
-        if self._awaited:
-            self._drop("sent a request while another one waited for its answer")
-            return
         try:
             target, method, args, kwargs = load_message(frame)
         except Exception as error:  # whatever a confused peer sends, it is only that peer's problem
@@ -79,10 +89,13 @@ class Peer:
             log.warning("%s: %s.%s failed: %s: %s", self.name, target, method, type(error).__name__, error)
             self._fail(error)
         else:
-            if value is LATER:
-                self._awaited = True
+            if value is STANDING:
+                pass
+            elif value is RECEIPT:
+                self._owed += 1
+                self._server.owes(self)
             elif self._serving:
-                self._server.acknowledge(self, value)
+                self._server.answer_after(self, value)
             else:
                 self.answer(value)
                 self.channel.close()  # such calls are one a connection in this protocol
@@ -102,6 +115,7 @@ class Peer:
         raise CwmpError(f"the server has no method {method!r}")
 
     def _fail(self, error: BaseException) -> None:
+        self.settle()
         self.channel.send(dump_message((FAILURE, failure(error))))
 
     def _drop(self, why: str) -> None:
@@ -110,7 +124,6 @@ class Peer:
         self._on_close(why)
 
     def _on_close(self, reason: str) -> None:
-        self._awaited = False
         self._server.gone(self, reason)
 
 
@@ -125,7 +138,8 @@ class Server:
         self._exposed: Dict[str, List[str]] = {}
         self._half_open: Deque[Tuple[float, Wire]] = deque()  # oldest first
         self._peers: Set[Peer] = set()
-        self._receipts: List[Tuple[Peer, Any]] = []
+        self._answers: List[Tuple[Peer, Any]] = []  # for the end of this round
+        self._owing: Set[Peer] = set()  # peers that are owed receipts
         self._socket = _listen(address)
         self._listening = True
         self.address: Tuple[str, int] = self._socket.getsockname()[:2]
@@ -157,20 +171,28 @@ class Server:
         """What `BaseManager` asks for before it makes a proxy: an id and the methods."""
         return name, tuple(self.exposed(name))
 
-    def acknowledge(self, peer: Peer, value: Any) -> None:
-        """Answer with `flush`: whoever waits for work or events comes before who waits for a receipt."""
-        self._receipts.append((peer, value))
+    def answer_after(self, peer: Peer, value: Any) -> None:
+        """Answer with `flush`: whoever waits for work or events comes before other callers."""
+        self._answers.append((peer, value))
 
     def flush(self) -> None:
-        """Send what `acknowledge` has held back; to be called after each `Loop.poll`."""
-        receipts, self._receipts = self._receipts, []
-        for peer, value in receipts:
-            peer.answer(value)
+        """Send what `answer_after` has held back; to be called after each `Loop.poll`."""
+        if self._answers:
+            answers, self._answers = self._answers, []
+            for peer, value in answers:
+                peer.answer(value)
+
+    def owes(self, peer: Peer) -> None:
+        """This peer gets its receipts with its next answer, or from `tend`."""
+        self._owing.add(peer)
 
     # --- connections -------------------------------------------------------------------------
 
     def tend(self, now: float) -> None:
-        """Drop overdue handshakes and go on accepting; to be called about once a second."""
+        """Send receipts, drop overdue handshakes, go on accepting; to be called about once a second."""
+        for peer in self._owing:
+            peer.settle()
+        self._owing.clear()
         while self._half_open and now - self._half_open[0][0] > defaults.HANDSHAKE_S:
             self._half_open.popleft()[1].hang_up()
         if not self._listening:
@@ -190,6 +212,7 @@ class Server:
     def gone(self, peer: Peer, reason: str) -> None:
         """A peer's connection has ended."""
         self._peers.discard(peer)
+        self._owing.discard(peer)
         self.on_gone(peer, reason)
 
     def _accept(self) -> None:

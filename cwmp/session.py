@@ -29,8 +29,6 @@ from .transport import Wire, connect, introduce
 
 log = logging.getLogger("cwmp")
 
-_FEW_EVENTS = 8
-
 MASTER_LOST = -1
 CANCELLED = -2
 """Kinds of event, besides those of `messages`, for jobs that the master says no more of."""
@@ -58,8 +56,8 @@ class Session:
         self._lock = threading.RLock()
         self._open: Dict[int, Any] = {}  # number -> token; the dispatcher removes without the lock
         self._next_number = 0
-        self._pending: List[Job] = []  # jobs that wait for the put in flight
-        self._put_in_flight = False
+        self._pending: List[Job] = []  # jobs that wait for the prompt put under way
+        self._prompt_under_way = False
         self._replies: Deque[Tuple[float, Callable[[Any], None]]] = deque()  # (due, what to do with it)
         self._idle = threading.Condition()  # notified when the last open job has ended
         self._telling = False  # events are being passed on
@@ -88,12 +86,20 @@ class Session:
             number = self._next_number = self._next_number + 1
             self._open[number] = token
             job = (number, function_bytes, call)
-            if self._put_in_flight:
+            if self._prompt_under_way:
                 self._pending.append(job)
-                return number
-            self._put_in_flight = True
-            self._request("put", self._ident, [job], on_reply=self._on_put)
+            else:
+                self._put([job])
         return number
+
+    def _put(self, jobs: List[Job]) -> None:
+        """Send jobs; with the lock held.
+
+        A single one does not wait for the receipts of the few before it, nor asks for its own. When
+        there are more, it is `prompt`: what is submitted until its receipt is here travels together.
+        """
+        self._prompt_under_way = len(jobs) > 1 or len(self._replies) >= defaults.UNHURRIED
+        self._request("put", self._ident, jobs, self._prompt_under_way, on_reply=self._on_put)
 
     def withdraw(self, numbers: Iterable[int]) -> List[int]:
         """Cancel the jobs that have not been handed out; returns their numbers. Blocks for a round trip.
@@ -135,12 +141,14 @@ class Session:
             log.debug("could not send %s: %s", method, error)
 
     def _on_put(self, _: Any) -> None:
-        """The put in flight was acknowledged: send what has gathered meanwhile."""
+        """A put was acknowledged: if it was the prompt one, send what has gathered meanwhile."""
         with self._lock:
+            if not self._prompt_under_way or self._replies:
+                return
+            self._prompt_under_way = False
             batch = self._next_batch()
-            self._put_in_flight = bool(batch)
             if batch:
-                self._request("put", self._ident, batch, on_reply=self._on_put)
+                self._put(batch)
 
     def _next_batch(self) -> List[Job]:
         """The pending jobs that fit into one message, oldest first."""
@@ -172,26 +180,24 @@ class Session:
 
     def dispatch(self) -> None:
         """Collect events and pass them to `on_event`, until `close()` or the loss of the master."""
+        wire = self._collect_wire
         try:
-            seen = 0
-            self._poll(seen)
+            acknowledged, when = 0, time.monotonic()
+            wire.request(RESULT_QUEUE, "collect", self._ident, acknowledged)
             while True:
-                seen, events = self._collect_wire.reply()
+                seen, events = wire.reply()
                 if not events:
                     self._explain_wait()
-                if len(events) < _FEW_EVENTS:
-                    self._pass_on(events)  # who waits for one of these comes first
-                    self._poll(seen)
-                else:
-                    self._poll(seen)  # so that the master gathers the next while we work on these
-                    self._pass_on(events)
+                self._pass_on(events)
                 del events  # or they would live until the next ones come
+                now = time.monotonic()
+                large = wire.last_size > defaults.MAX_BATCH_BYTES // 4
+                if large or seen - acknowledged > defaults.MAX_BATCH_JOBS or now - when > defaults.BEAT_S:
+                    wire.request(RESULT_QUEUE, "collect", self._ident, seen)
+                    acknowledged, when = seen, now
         except Exception as error:
             self._lose(error)
         self._end_open_jobs()
-
-    def _poll(self, seen: int) -> None:
-        self._collect_wire.request(RESULT_QUEUE, "collect", self._ident, seen, defaults.POLL_S)
 
     def _explain_wait(self) -> None:
         """Nothing has happened for the length of a poll: if that is for want of workers, say so once."""

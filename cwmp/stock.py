@@ -124,14 +124,20 @@ class Stock:
     # --- what to do next ---------------------------------------------------------------------
 
     def room(self) -> int:
-        """How many more leases to ask the master for."""
+        """How many more leases there is use for now; negative if there are too many."""
         free = [slot for slot in self._slots if slot.up and not slot.announced]
         depth = self._depth(defaults.HORIZON_S)
         if depth <= 1:
-            return max(0, sum(not slot.leases for slot in free) - len(self.ready))
-        held = len(self.ready) + sum(len(slot.leases) for slot in free)
-        want = depth * len(free)
-        return want - held if held <= want // 2 else 0
+            return sum(not slot.leases for slot in free) - len(self.ready)
+        return depth * len(free) - len(self.ready) - sum(len(slot.leases) for slot in free)
+
+    def is_low(self, coming: int) -> bool:
+        """Whether to ask for more although `coming` leases are on their way, or may be."""
+        room = self.room()
+        depth = self._depth(defaults.HORIZON_S)
+        if depth <= 1:
+            return room != coming
+        return room - coming > depth * len(self._slots) // 2 or room < coming // 2
 
     def surplus(self) -> List[int]:
         """Tickets to give back because every slot is at a long job; we hold them no longer."""

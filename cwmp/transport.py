@@ -84,6 +84,8 @@ class Wire:
         self.sock = sock
         self._reader = FrameReader(_HANDSHAKE_FRAME_BYTES)
         self._frames: Deque[bytes] = deque()
+        self.last_size = 0
+        """Bytes of the last reply."""
 
     # What multiprocessing's challenge functions ask of a connection:
 
@@ -123,7 +125,9 @@ class Wire:
 
     def reply(self) -> Any:
         """Wait for the next reply; raises what the master reports."""
-        kind, value = load_message(self.recv_bytes())
+        frame = self.recv_bytes()
+        self.last_size = len(frame)
+        kind, value = load_message(frame)
         if kind != RETURN:
             _raise_failure(value)
         return value

@@ -12,7 +12,8 @@ import os
 import signal
 import sys
 import time
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from collections import deque
+from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
 
 from . import defaults
 from .errors import ConnectError, MasterLost
@@ -41,24 +42,17 @@ def _print_to_stderr(line: str) -> None:
 
 
 class _Line:
-    """One connection to the master: a request at a time, with a deadline for its reply."""
+    """One connection to the master: `on_reply(value)` is called for each reply that comes."""
 
-    def __init__(self, loop: Loop, wire: Wire, on_lost: Callable[[str], None]) -> None:
+    def __init__(
+        self, loop: Loop, wire: Wire, on_reply: Callable[[Any], None], on_lost: Callable[[str], None]
+    ) -> None:
+        self._on_reply = on_reply
         self._on_lost = on_lost
-        self._on_reply: Optional[Callable[[Any], None]] = None
-        self.due: Optional[float] = None  # when the reply must be here
         self._channel = Channel(loop, wire.sock, self._on_frames, on_lost, wire.release())
 
-    @property
-    def free(self) -> bool:
-        """Whether no request is under way."""
-        return self.due is None
-
-    def request(self, target: str, method: str, args: Tuple[Any, ...], on_reply: Callable[[Any], None],
-                within_s: float) -> None:  # fmt: skip
-        """Send a request; `on_reply(value)` comes later."""
-        self.due = time.monotonic() + within_s
-        self._on_reply = on_reply
+    def request(self, target: str, method: str, *args: Any) -> None:
+        """Send a request."""
         self._channel.send(dump_message((target, method, args, {})))
 
     def close(self) -> None:
@@ -67,12 +61,11 @@ class _Line:
 
     def _on_frames(self, frames: List[bytes]) -> None:
         for frame in frames:
-            on_reply, self._on_reply, self.due = self._on_reply, None, None
             kind, value = load_message(frame)
-            if kind != RETURN or on_reply is None:
+            if kind != RETURN:
                 self._on_lost(f"it answered: {value}")
                 return
-            on_reply(value)
+            self._on_reply(value)
 
 
 class Worker:
@@ -104,6 +97,10 @@ class Worker:
         self._loop = Loop()
         self._ident = 0
         self._done = 0
+        self._limit = 0  # leases that the master may send in all
+        self._received = 0  # and has sent
+        self._receipts_due: Deque[float] = deque()  # when, for each report on its way
+        self._prompt_under_way = False  # one of them is being waited for
         self._lost: Optional[str] = None  # why the master is gone
         self._left = False  # we have said goodbye
         # What the next report will carry:
@@ -164,7 +161,10 @@ class Worker:
         welcome = introduce(wires[0], hello)
         self._ident = welcome["member"]
         introduce(wires[1], {**hello, "member": self._ident})
-        self._take_line, self._report_line = (_Line(self._loop, wire, self._on_lost) for wire in wires)
+        self._take_line = _Line(self._loop, wires[0], self._on_leases, self._on_lost)
+        self._report_line = _Line(self._loop, wires[1], self._on_receipt, self._on_lost)
+        self._limit = max(1, self._stock.room())
+        self._take_line.request(JOB_QUEUE, "take", self._ident, self._limit)
         slots = "1 slot" if self._slots == 1 else f"{self._slots} slots"
         self._say(f"connected to {self._place()} (cluster {welcome['name']}), {slots}")
         return True
@@ -206,7 +206,6 @@ class Worker:
                 self._gather(now)
             self._feed(now)
             self._report(now)
-            self._ask_for_work()
             self._loop.poll(max(0.0, min(self._next_chore, self._next_beat) - time.monotonic()))
             now = time.monotonic()
         if self._lost is None:
@@ -274,21 +273,19 @@ class Worker:
                 self._pool.feed(index, leases)
                 self._next_chore = min(self._next_chore, now + defaults.NOTICE_S)
 
-    def _ask_for_work(self) -> None:
-        """Have one long poll at the master, whenever there is room."""
-        room = 0 if self._drains else self._stock.room()
-        if room and self._take_line.free:
-            args = (self._ident, room, defaults.POLL_S)
-            within_s = defaults.POLL_S + defaults.REPLY_S
-            self._take_line.request(JOB_QUEUE, "take", args, self._on_leases, within_s)
-
     def _on_leases(self, leases: List[Any]) -> None:
+        self._received += len(leases)
         self._stock.add(leases)
 
     def _report(self, now: float) -> None:
-        """Send what there is to say, one report at a time, and a sign of life at least every beat."""
-        news = self._outcomes or self._running or self._died or self._returned
-        if not self._report_line.free or not (news or now >= self._next_beat):
+        """Send what there is to say, in natural batches, and a sign of life at least every beat.
+
+        A single outcome is reported without waiting for the receipts of the few before it. More are
+        reported `prompt`, and until the receipt is here the next ones gather.
+        """
+        low = not self._drains and self._stock.is_low(self._limit - self._received)
+        news = self._outcomes or self._running or self._died or self._returned or low
+        if self._prompt_under_way or not (news or now >= self._next_beat):
             return
         report: Dict[str, Any] = {}
         if self._outcomes:
@@ -298,17 +295,26 @@ class Worker:
             if entries:
                 report[name] = entries
                 setattr(self, f"_{name}", [])
+        if low:
+            report["limit"] = self._limit = self._received + max(0, self._stock.room())
         if now >= self._next_beat:
             report["facts"] = self._facts()
             self._next_beat = now + defaults.BEAT_S
         count = len(report.get("outcomes", ()))
+        prompt = count != 1 or len(self._receipts_due) >= defaults.UNHURRIED
         if count >= defaults.PACE_FROM_JOBS and self._deaf_until is None:
             # Many jobs are being done: let some more gather before anybody is woken for them.
             self._deaf_until = now + min(defaults.PACE_MAX_S, count * defaults.PACE_S)
             self._next_chore = min(self._next_chore, self._deaf_until)
             self._loop.forget(self._pool)
-        args = (self._ident, report)
-        self._report_line.request(RESULT_QUEUE, "report", args, lambda _: None, defaults.REPLY_S)
+        self._prompt_under_way = prompt
+        self._receipts_due.append(now + defaults.REPLY_S)
+        self._report_line.request(RESULT_QUEUE, "report", self._ident, report, prompt)
+
+    def _on_receipt(self, _: Any) -> None:
+        self._receipts_due.popleft()
+        if not self._receipts_due:
+            self._prompt_under_way = False
 
     def _on_answers(self) -> None:
         self._answers_wait = True
@@ -340,9 +346,8 @@ class Worker:
         return total
 
     def _check_deadlines(self, now: float) -> None:
-        for line in (self._take_line, self._report_line):
-            if line.due is not None and now > line.due:
-                self._on_lost(f"no reply for {defaults.REPLY_S:g} s after it was due")
+        if self._receipts_due and now > self._receipts_due[0]:
+            self._on_lost(f"no reply within {defaults.REPLY_S:g} s")
 
     # --- leaving -----------------------------------------------------------------------------
 
@@ -365,14 +370,14 @@ class Worker:
         """Everything that is still to be reported, then leave: bounded, for the master may be gone."""
         deadline = time.monotonic() + defaults.REPLY_S / 3
         while self._lost is None and time.monotonic() < deadline:
-            if self._report_line.free and self._left:
+            if self._outcomes or self._returned or self._died:
+                self._report(time.monotonic())
+            elif not self._left:
+                self._left = True
+                self._receipts_due.append(deadline)
+                self._report_line.request(RESULT_QUEUE, "leave")
+            elif not self._receipts_due:
                 break
-            if self._report_line.free:
-                if self._outcomes or self._returned or self._died:
-                    self._report(time.monotonic())
-                else:
-                    self._left = True
-                    self._report_line.request(RESULT_QUEUE, "leave", (), lambda _: None, defaults.REPLY_S)
             self._loop.poll(0.1)
         self._take_line.close()
         self._report_line.close()
