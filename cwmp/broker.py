@@ -286,7 +286,7 @@ class Broker:
         Raises UnknownMember.
         """
         client = self._client(ident)
-        skip = max(0, after - client.acknowledged)
+        skip = min(max(0, after - client.acknowledged), len(client.events))
         events: List[Event] = []
         size = 0
         for event in islice(client.events, skip, skip + defaults.MAX_BATCH_JOBS):

@@ -19,6 +19,8 @@ import cloudpickle
 _ATOMS = (int, float, complex, bool, str, bytes, type(None), type(Ellipsis), type(NotImplemented), range)
 _MISSING = object()
 _REBINDS = {"STORE_GLOBAL", "DELETE_GLOBAL", "STORE_DEREF", "DELETE_DEREF"}
+_ATTRIBUTE_WRITES = {"STORE_ATTR", "DELETE_ATTR"}
+_WRITERS = {"setattr", "delattr", "vars", "__dict__", "__setattr__"}
 
 
 class _Part(NamedTuple):
@@ -44,6 +46,7 @@ class _Part(NamedTuple):
         if (
             function.__defaults__ is not self.defaults
             or function.__kwdefaults__ is not self.keyword_defaults
+            or len(self.keyword_defaults or ()) != len(self.keywords)
         ):
             return False
         for space, captured in (
@@ -59,12 +62,16 @@ class _Part(NamedTuple):
 class Captures:
     """The captured objects of one function, remembered by identity."""
 
-    __slots__ = ("reusable", "_parts")
+    __slots__ = ("_captures_functions", "_parts", "_rebinds", "_writes_attributes")
 
     def __init__(self) -> None:
-        self.reusable = True
-        """Whether a loaded copy may serve several jobs: it rebinds nothing that it captured."""
         self._parts: List[_Part] = []
+        self._rebinds = self._writes_attributes = self._captures_functions = False
+
+    @property
+    def reusable(self) -> bool:
+        """Whether a loaded copy may serve several jobs: it can change nothing that it captured."""
+        return not (self._rebinds or (self._writes_attributes and self._captures_functions))
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Optional[Captures]:
@@ -103,9 +110,12 @@ class Captures:
             return False  # attributes: the place where functions keep state
         seen.add(id(function))
         code = function.__code__
-        self.reusable = self.reusable and not _rebinds(code)
         space = function.__globals__
-        found = [(name, space.get(name, _MISSING)) for name in sorted(set(_names_in(code)))]
+        names = set(_names_in(code))
+        found = [(name, space.get(name, _MISSING)) for name in sorted(names)]
+        self._rebinds = self._rebinds or _does(code, _REBINDS, set(code.co_freevars))
+        if names & _WRITERS or _does(code, _ATTRIBUTE_WRITES, names):
+            self._writes_attributes = True
         keywords = list((function.__kwdefaults__ or {}).items())
         cells = [_content(cell) for cell in function.__closure__ or ()]
         part = _Part(
@@ -119,6 +129,8 @@ class Captures:
         )
         self._parts.append(part)
         captured = [*cells, *(value for _, value in found + keywords)]
+        if any(isinstance(value, types.FunctionType) and not is_by_reference(value) for value in captured):
+            self._captures_functions = True
         return self._track(function.__defaults__, seen) and all(self._track(v, seen) for v in captured)
 
 
@@ -158,13 +170,12 @@ def _names_in(code: types.CodeType) -> Iterator[str]:
             yield from _names_in(constant)
 
 
-def _rebinds(code: types.CodeType) -> bool:
-    """Whether running the code assigns to a global or to a captured variable."""
-    free = set(code.co_freevars)
+def _does(code: types.CodeType, operations: Set[str], names: Set[str]) -> bool:
+    """Whether the code, or code inside it, has one of these operations on a global or on one of `names`."""
     for step in dis.get_instructions(code):
-        if step.opname in _REBINDS and ("GLOBAL" in step.opname or step.argval in free):
+        if step.opname in operations and ("GLOBAL" in step.opname or step.argval in names):
             return True
-    return any(_rebinds(c) for c in code.co_consts if isinstance(c, types.CodeType))
+    return any(_does(c, operations, names) for c in code.co_consts if isinstance(c, types.CodeType))
 
 
 def _content(cell: Any) -> Any:

@@ -107,3 +107,14 @@ REMEMBERED_SESSIONS = 1000
 COLLECT_EVERY = 50_000
 """New objects in master or agent between two searches for reference cycles. Python's 700 would have
 them search the queues all the time; more would let the cycles of rare errors stay longer."""
+
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+"""Numerical libraries start a thread for each core unless these say otherwise: in every slot."""

@@ -141,7 +141,10 @@ def _results(session: Session, futures: List[ClusterFuture], deadline: Optional[
         futures.reverse()
         while futures:
             left_s = None if deadline is None else deadline - time.monotonic()
-            yield futures.pop().result(left_s)
+            value = futures[-1].result(left_s)
+            futures.pop()
+            yield value
+            del value
     finally:
         if futures:
             by_number = {future._number: future for future in futures if not future.done()}

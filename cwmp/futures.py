@@ -64,10 +64,11 @@ class ClusterFuture(Future):  # type: ignore[type-arg]
 
     def cancel(self) -> bool:
         """Cancel the job unless it was handed out already; blocks for one round trip to the master."""
-        if self.done() or self.running() or not self._session.withdraw([self._number]):
-            return self.cancelled()
-        self.end_cancelled()
-        return True
+        with self._session.cancelling:  # who comes second must see what the first has done
+            if self.done() or self.running() or not self._session.withdraw([self._number]):
+                return self.cancelled()
+            self.end_cancelled()
+            return True
 
     def settle(self, value: Any, error: Optional[BaseException]) -> None:
         """The job has ended with `value`, or with `error` unless that is None."""

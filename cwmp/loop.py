@@ -128,16 +128,23 @@ class Channel:
         """Whether the peer has not yet taken what was sent."""
         return bool(self._unsent)
 
-    def send(self, body: bytes) -> None:
-        """Send one frame, now as far as the peer takes it and later for the rest."""
+    def send(self, *bodies: bytes) -> None:
+        """Send frames, now as far as the peer takes them and later for the rest."""
         if not self.open:
             return
-        if len(body) <= _WRITE_AT_ONCE_BYTES:
-            self._unsent.append(header(len(body)) + body)
-        else:
-            self._unsent.append(header(len(body)))
-            self._unsent.append(memoryview(body))
-        if len(self._unsent) <= 2:  # otherwise the loop is waiting for room already
+        waiting = bool(self._unsent)  # then the loop is looking out for room already
+        small: List[bytes] = []
+        for body in bodies:
+            small.append(header(len(body)))
+            if len(body) <= _WRITE_AT_ONCE_BYTES:
+                small.append(body)
+            else:
+                self._unsent.append(b"".join(small))
+                self._unsent.append(memoryview(body))
+                small = []
+        if small:
+            self._unsent.append(b"".join(small))
+        if not waiting:
             self._flush()
             if self._unsent and self.open:
                 self._loop.watch_both(self.sock, self._readable, self._writable)

@@ -146,6 +146,7 @@ class Master:
         self.collects: Dict[int, _Collect] = {}  # by client
         self.touched: Set[int] = set()  # clients whose parked call may have an answer now
         self.now = time.monotonic
+        self._cut = False  # an answer stopped at MAX_BATCH_BYTES: the next round goes on
         self._started = self.now()
         self._stopping = False
         self._loop = Loop()
@@ -164,7 +165,8 @@ class Master:
         try:
             while not self._stopping:
                 try:
-                    self._round(0.0 if self.touched else max(0.0, next_sweep - self.now()))
+                    more = self.touched or self._cut
+                    self._round(0.0 if more else max(0.0, next_sweep - self.now()))
                     if self.now() >= next_sweep:
                         next_sweep = self.now() + defaults.SWEEP_S
                         self._sweep(self.now())
@@ -241,25 +243,24 @@ class Master:
 
     def _hand_out(self) -> None:
         """Share what is queued among the workers that wait, in proportion to their room."""
+        self._cut = False
         hungry, broker = self._hungry, self.broker
         if not hungry or not broker.queued:
             return
         room = sum([take.room for take in hungry.values()])
-        slow = []  # have yet to take what they were sent
+        still_hungry = []
         while hungry and broker.queued:
             worker, take = hungry.popitem(last=False)
-            if take.peer.channel.congested:
-                slow.append((worker, take))
-                continue
             share = min(take.room, -(-broker.queued * take.room // room))
             room -= take.room
-            leases = broker.take(worker, share)
-            take.sent += len(leases)
+            if not take.peer.channel.congested:  # else it has yet to receive what it was sent before
+                leases = broker.take(worker, share)
+                take.sent += len(leases)
+                self._cut = self._cut or len(leases) < share
+                take.peer.answer(leases)
             if take.room > 0:
-                room += take.room
-                hungry[worker] = take
-            take.peer.answer(leases)
-        hungry.update(slow)
+                still_hungry.append((worker, take))
+        hungry.update(still_hungry)
 
     def _deliver(self) -> None:
         """Send their new events to the clients; who is slow gets them later."""

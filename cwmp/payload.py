@@ -196,11 +196,12 @@ def load_error(data: bytes) -> BaseException:
     if pickled is not None:
         try:
             error = load_value(pickled)
-        except Exception:
+        except BaseException:
             error = None  # its class does not load here; the text says what it was
     if not isinstance(error, BaseException):
         error = RemoteError(type_name, message, text)
-    error.__cause__ = RemoteTraceback(text)
+    # Not by assignment, which a class of the user's may refuse.
+    BaseException.__setattr__(error, "__cause__", RemoteTraceback(text))
     return error
 
 

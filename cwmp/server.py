@@ -51,21 +51,19 @@ class Peer:
         self.member: Optional[Tuple[str, int]] = None
         """(role, id) once it has joined: whoever closes its connection has left."""
         self._server = server
-        self._owed = 0  # receipts that it will get
+        self._held: List[bytes] = []  # replies in the order of the requests, to be sent by `settle`
         self._serving = False  # accept_connection was called
         self.channel = Channel(server.loop, wire.sock, self._on_frames, self._on_close, wire.release())
 
     def answer(self, value: Any) -> None:
-        """Send a reply; what is owed for earlier requests goes first."""
-        if self._owed:
-            self.settle()
-        self.channel.send(dump_message((RETURN, value)))
+        """Send something for a standing request; what is held for others goes first."""
+        self._held.append(dump_message((RETURN, value)))
+        self.settle()
 
     def settle(self) -> None:
-        """Send the receipts that are owed."""
-        owed, self._owed = self._owed, 0
-        for _ in range(owed):
-            self.channel.send(_RECEIPT_BYTES)
+        """Send the replies that are held."""
+        held, self._held = self._held, []
+        self.channel.send(*held)
 
     def _on_frames(self, frames: List[bytes]) -> None:
         for frame in frames:
@@ -84,39 +82,36 @@ class Peer:
             else:
                 value = self._greet(method, args)
         except CwmpError as error:
-            self._fail(error)
+            self._reply(FAILURE, failure(error))
         except Exception as error:
-            log.warning("%s: %s.%s failed: %s: %s", self.name, target, method, type(error).__name__, error)
-            self._fail(error)
+            log.warning("%s: %s failed: %s", self.name, _name_of(target, method), failure(error))
+            self._reply(FAILURE, failure(error))
         else:
-            if value is STANDING:
-                pass
-            elif value is RECEIPT:
-                self._owed += 1
+            if value is RECEIPT:
+                self._held.append(_RECEIPT_BYTES)
                 self._server.owes(self)
-            elif self._serving:
-                self._server.answer_after(self, value)
-            else:
-                self.answer(value)
-                self.channel.close()  # such calls are one a connection in this protocol
-                self._on_close("has been served")
+            elif value is not STANDING:
+                self._reply(RETURN, value)
 
     def _greet(self, method: Any, args: Tuple[Any, ...]) -> Any:
         """The calls to the server itself, before any object of it is used."""
-        if method == "accept_connection":
-            self._serving = True
-            return None
+        self._serving = method == "accept_connection"
+        if self._serving or method in ("incref", "decref", "dummy"):
+            return None  # nothing to count: our objects live as long as the server
         if method == "create":
             return self._server.create(*args[:1])
-        if method in ("incref", "decref", "dummy"):
-            return None  # our objects live as long as the server
         if method == "get_methods":
             return list(self._server.exposed(args[0][1] if isinstance(args[0], tuple) else args[0]))
-        raise CwmpError(f"the server has no method {method!r}")
+        raise CwmpError(f"the server has no method {_name_of(method)}")
 
-    def _fail(self, error: BaseException) -> None:
-        self.settle()
-        self.channel.send(dump_message((FAILURE, failure(error))))
+    def _reply(self, kind: str, value: Any) -> None:
+        self._held.append(dump_message((kind, value)))
+        if self._serving:
+            self._server.answers(self)
+        else:
+            self.settle()
+            self.channel.close()  # calls before `accept_connection` are one a connection
+            self._on_close("has been served")
 
     def _drop(self, why: str) -> None:
         log.warning("%s %s; connection closed", self.name, why)
@@ -138,8 +133,9 @@ class Server:
         self._exposed: Dict[str, List[str]] = {}
         self._half_open: Deque[Tuple[float, Wire]] = deque()  # oldest first
         self._peers: Set[Peer] = set()
-        self._answers: List[Tuple[Peer, Any]] = []  # for the end of this round
-        self._owing: Set[Peer] = set()  # peers that are owed receipts
+        self._answering: Set[Peer] = set()  # peers that wait for an answer at the end of this round
+        self._owing: Set[Peer] = set()  # peers that get their receipts some time
+        self._closed = False
         self._socket = _listen(address)
         self._listening = True
         self.address: Tuple[str, int] = self._socket.getsockname()[:2]
@@ -159,28 +155,26 @@ class Server:
         try:
             return self._methods[name, method]
         except (KeyError, TypeError):
-            raise CwmpError(f"there is no method {method!r} of {name!r} here") from None
+            raise CwmpError(f"there is no method {_name_of(name, method)} here") from None
 
-    def exposed(self, name: str) -> List[str]:
+    def exposed(self, name: Any) -> List[str]:
         """The methods that `name` offers. Raises CwmpError."""
-        if name not in self._exposed:
-            raise CwmpError(f"there is no object {name!r} here")
+        if not isinstance(name, str) or name not in self._exposed:
+            raise CwmpError(f"there is no object {_name_of(name)} here")
         return self._exposed[name]
 
     def create(self, name: str) -> Tuple[str, Tuple[str, ...]]:
         """What `BaseManager` asks for before it makes a proxy: an id and the methods."""
         return name, tuple(self.exposed(name))
 
-    def answer_after(self, peer: Peer, value: Any) -> None:
-        """Answer with `flush`: whoever waits for work or events comes before other callers."""
-        self._answers.append((peer, value))
+    def answers(self, peer: Peer) -> None:
+        """This peer gets what is held for it with `flush`: who waits for work or events comes first."""
+        self._answering.add(peer)
 
     def flush(self) -> None:
-        """Send what `answer_after` has held back; to be called after each `Loop.poll`."""
-        if self._answers:
-            answers, self._answers = self._answers, []
-            for peer, value in answers:
-                peer.answer(value)
+        """Send the answers of this round; to be called after each `Loop.poll`."""
+        while self._answering:
+            self._answering.pop().settle()
 
     def owes(self, peer: Peer) -> None:
         """This peer gets its receipts with its next answer, or from `tend`."""
@@ -190,9 +184,8 @@ class Server:
 
     def tend(self, now: float) -> None:
         """Send receipts, drop overdue handshakes, go on accepting; to be called about once a second."""
-        for peer in self._owing:
-            peer.settle()
-        self._owing.clear()
+        while self._owing:
+            self._owing.pop().settle()
         while self._half_open and now - self._half_open[0][0] > defaults.HANDSHAKE_S:
             self._half_open.popleft()[1].hang_up()
         if not self._listening:
@@ -201,6 +194,7 @@ class Server:
 
     def close(self) -> None:
         """Close every connection and stop listening."""
+        self._closed = True
         self._pause()
         self._socket.close()
         for _, wire in self._half_open:
@@ -213,6 +207,7 @@ class Server:
         """A peer's connection has ended."""
         self._peers.discard(peer)
         self._owing.discard(peer)
+        self._answering.discard(peer)
         self.on_gone(peer, reason)
 
     def _accept(self) -> None:
@@ -255,7 +250,10 @@ class Server:
             log.warning("%s holds another key; connection closed", name)
         except Exception as error:  # silence, garbage, a port scanner
             log.debug("%s did not finish the handshake: %s", name, error)
-        self.loop.post(lambda: self._handshake_over(wire, name, proven))
+        if self._closed:
+            wire.close()
+        else:
+            self.loop.post(lambda: self._handshake_over(wire, name, proven))
 
     def _handshake_over(self, wire: Wire, name: str, proven: bool) -> None:
         for entry in self._half_open:
@@ -270,6 +268,11 @@ class Server:
             self._peers.add(Peer(self, wire, name))
         if not self._listening:
             self.tend(time.monotonic())
+
+
+def _name_of(*parts: Any) -> str:
+    """What a peer wants to call, as far as that can be said: it may have sent anything."""
+    return ".".join(part if isinstance(part, str) else f"({type(part).__name__})" for part in parts)
 
 
 class ClusterManager(BaseManager):

@@ -59,6 +59,8 @@ class Session:
         self._pending: List[Job] = []  # jobs that wait for the prompt put under way
         self._prompt_under_way = False
         self._replies: Deque[Tuple[float, Callable[[Any], None]]] = deque()  # (due, what to do with it)
+        self.cancelling = threading.RLock()
+        """Held by who cancels a job, from asking the master to telling those who wait for the job."""
         self._idle = threading.Condition()  # notified when the last open job has ended
         self._telling = False  # events are being passed on
         self._explained = False  # why nothing happens

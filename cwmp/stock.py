@@ -124,12 +124,14 @@ class Stock:
     # --- what to do next ---------------------------------------------------------------------
 
     def room(self) -> int:
-        """How many more leases there is use for now; negative if there are too many."""
+        """How many more leases there is use for now."""
         free = [slot for slot in self._slots if slot.up and not slot.announced]
         depth = self._depth(defaults.HORIZON_S)
         if depth <= 1:
-            return sum(not slot.leases for slot in free) - len(self.ready)
-        return depth * len(free) - len(self.ready) - sum(len(slot.leases) for slot in free)
+            wanted = sum(not slot.leases for slot in free)
+        else:
+            wanted = depth * len(free) - sum(len(slot.leases) for slot in free)
+        return max(0, wanted - len(self.ready))
 
     def is_low(self, coming: int) -> bool:
         """Whether to ask for more although `coming` leases are on their way, or may be."""

@@ -54,7 +54,8 @@ class Surroundings:
         for copy, fd in self._copies:
             os.dup2(copy, fd)
         stdin, stdout, stderr = self._streams
-        if sys.stdin is not stdin or sys.stdout is not stdout or sys.stderr is not stderr:
+        now = sys.__dict__.get  # they may have been deleted
+        if now("stdin") is not stdin or now("stdout") is not stdout or now("stderr") is not stderr:
             sys.stdin, sys.stdout, sys.stderr = self._streams
         if stdout.closed or stderr.closed:
             sys.stdout = open(1, "w", buffering=1, closefd=False)

@@ -23,17 +23,6 @@ from .pool import Pool
 from .stock import Stock
 from .transport import RETURN, Wire, connect, dump_message, introduce, load_message
 
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMBA_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
-"""Numerical libraries start a thread for each core unless these say otherwise: in every slot."""
-
 _CLOSE_S = 1.0  # from the hang-up to an idle slot's end; later it is killed
 
 
@@ -122,7 +111,7 @@ class Worker:
 
         Raises ConnectError, WrongKey or VersionMismatch at the start, MasterLost later.
         """
-        for name in THREAD_VARIABLES:
+        for name in defaults.THREAD_VARIABLES:
             os.environ.setdefault(name, "1")
         gc.freeze()  # slots share what is here now, as long as nobody touches it
         gc.set_threshold(defaults.COLLECT_EVERY, 50, 100)  # leases come and go without cycles
@@ -197,7 +186,7 @@ class Worker:
         """The loop: wait, pass on what has come in, then see to what is due."""
         now = time.monotonic()
         self._next_beat = now + defaults.BEAT_S
-        self._loop.watch(self._pool, self._on_answers)
+        self._loop.watch(self._pool, self._note_answers)
         while self._lost is None:
             if self._child_ended or self._drains or now >= self._next_chore:
                 if not self._do_chores(now):
@@ -220,13 +209,16 @@ class Worker:
         self._check_deadlines(now)
         if self._deaf_until is not None and now >= self._deaf_until:
             self._deaf_until = None
-            self._loop.watch(self._pool, self._on_answers)
+            self._loop.watch(self._pool, self._note_answers)
             self._answers_wait = True
         times = [self._stock.next_notice(), self._pool.next_refill(), self._drain_until, self._deaf_until]
         self._next_chore = min([t for t in times if t is not None], default=self._next_beat)
         if self._pool.hung_up() or self._drains:
             self._next_chore = min(self._next_chore, now + 0.05)
         return True
+
+    def _note_answers(self) -> None:
+        self._answers_wait = True
 
     def _gather(self, now: float) -> None:
         """Take in what the slots have answered."""
@@ -265,13 +257,14 @@ class Worker:
             ticket = self._stock.at_work_on(index)
             if ticket is not None:
                 self._running.append(ticket)
-        self._returned += self._stock.surplus()
 
     def _feed(self, now: float) -> None:
         if not self._drains and self._stock.ready:
             for index, leases in self._stock.hand_out(now):
                 self._pool.feed(index, leases)
                 self._next_chore = min(self._next_chore, now + defaults.NOTICE_S)
+            if self._stock.ready:
+                self._returned += self._stock.surplus()
 
     def _on_leases(self, leases: List[Any]) -> None:
         self._received += len(leases)
@@ -296,7 +289,7 @@ class Worker:
                 report[name] = entries
                 setattr(self, f"_{name}", [])
         if low:
-            report["limit"] = self._limit = self._received + max(0, self._stock.room())
+            report["limit"] = self._limit = self._received + self._stock.room()
         if now >= self._next_beat:
             report["facts"] = self._facts()
             self._next_beat = now + defaults.BEAT_S
@@ -315,9 +308,6 @@ class Worker:
         self._receipts_due.popleft()
         if not self._receipts_due:
             self._prompt_under_way = False
-
-    def _on_answers(self) -> None:
-        self._answers_wait = True
 
     def _batch(self) -> List[Outcome]:
         """The outcomes for one report: the oldest, as many as fit."""
