@@ -100,7 +100,8 @@ class Broker:
         if worker is None:
             return touched
         # With no more jobs than slots none waited behind another, so all had started.
-        all_started = len(worker.held) <= worker.facts.get("slots", 1)
+        slots = worker.facts.get("slots")
+        all_started = isinstance(slots, int) and len(worker.held) <= slots
         for job in reversed(list(worker.held.values())):
             if job.state == STARTED or all_started:
                 job.losses = job.losses or []

@@ -84,7 +84,7 @@ class Peer:
         except CwmpError as error:
             self._reply(FAILURE, failure(error))
         except Exception as error:
-            log.warning("%s: %s failed: %s", self.name, _name_of(target, method), failure(error))
+            log.warning("%s: %s failed: %s", self.name, _name_of(method), failure(error))
             self._reply(FAILURE, failure(error))
         else:
             if value is RECEIPT:
@@ -131,7 +131,7 @@ class Server:
         self._authkey = authkey
         self._methods: Dict[Tuple[str, str], Method] = {}
         self._exposed: Dict[str, List[str]] = {}
-        self._half_open: Deque[Tuple[float, Wire]] = deque()  # oldest first
+        self._half_open: Deque[Tuple[float, Wire, threading.Thread]] = deque()  # oldest first
         self._peers: Set[Peer] = set()
         self._answering: Set[Peer] = set()  # peers that wait for an answer at the end of this round
         self._owing: Set[Peer] = set()  # peers that get their receipts some time
@@ -155,7 +155,7 @@ class Server:
         try:
             return self._methods[name, method]
         except (KeyError, TypeError):
-            raise CwmpError(f"there is no method {_name_of(name, method)} here") from None
+            raise CwmpError(f"there is no method {_name_of(method)} of {_name_of(name)} here") from None
 
     def exposed(self, name: Any) -> List[str]:
         """The methods that `name` offers. Raises CwmpError."""
@@ -197,8 +197,10 @@ class Server:
         self._closed = True
         self._pause()
         self._socket.close()
-        for _, wire in self._half_open:
+        for _, wire, thread in self._half_open:
             wire.hang_up()
+            thread.join(_CROWDED_S)
+            wire.close()
         for peer in list(self._peers):
             peer.channel.close()
         self._peers.clear()
@@ -228,10 +230,11 @@ class Server:
             return
         sock.setblocking(True)
         wire = Wire(sock)
-        self._half_open.append((now, wire))
         name = f"{address[0]}:{address[1]}"
+        thread = threading.Thread(target=self._handshake, args=(wire, name), name="handshake", daemon=True)
+        self._half_open.append((now, wire, thread))
         try:
-            threading.Thread(target=self._handshake, args=(wire, name), name="handshake", daemon=True).start()
+            thread.start()
         except RuntimeError as error:
             log.error("cannot start a handshake with %s: %s", name, error)
             self._handshake_over(wire, name, proven=False)
@@ -250,9 +253,7 @@ class Server:
             log.warning("%s holds another key; connection closed", name)
         except Exception as error:  # silence, garbage, a port scanner
             log.debug("%s did not finish the handshake: %s", name, error)
-        if self._closed:
-            wire.close()
-        else:
+        if not self._closed:
             self.loop.post(lambda: self._handshake_over(wire, name, proven))
 
     def _handshake_over(self, wire: Wire, name: str, proven: bool) -> None:
@@ -270,9 +271,9 @@ class Server:
             self.tend(time.monotonic())
 
 
-def _name_of(*parts: Any) -> str:
+def _name_of(part: Any) -> str:
     """What a peer wants to call, as far as that can be said: it may have sent anything."""
-    return ".".join(part if isinstance(part, str) else f"({type(part).__name__})" for part in parts)
+    return repr(part) if isinstance(part, str) else f"(a {type(part).__name__})"
 
 
 class ClusterManager(BaseManager):
