@@ -139,7 +139,8 @@ class Stock:
         depth = self._depth(defaults.HORIZON_S)
         if depth <= 1:
             return room != coming
-        return room - coming > depth * len(self._slots) // 2 or room < coming // 2
+        free = sum(slot.up and not slot.announced for slot in self._slots)
+        return room - coming > depth * free // 2 or room < coming // 2
 
     def surplus(self) -> List[int]:
         """Tickets to give back because every slot is at a long job; we hold them no longer."""
