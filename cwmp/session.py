@@ -100,8 +100,9 @@ class Session:
         A single one does not wait for the receipts of the few before it, nor asks for its own. When
         there are more, it is `prompt`: what is submitted until its receipt is here travels together.
         """
-        self._prompt_under_way = len(jobs) > 1 or len(self._replies) >= defaults.UNHURRIED
-        self._request("put", self._ident, jobs, self._prompt_under_way, on_reply=self._on_put)
+        prompt = self._prompt_under_way = len(jobs) > 1 or len(self._replies) >= defaults.UNHURRIED
+        on_reply = self._on_prompt_put if prompt else _do_nothing
+        self._request("put", self._ident, jobs, prompt, on_reply=on_reply)
 
     def withdraw(self, numbers: Iterable[int]) -> List[int]:
         """Cancel the jobs that have not been handed out; returns their numbers. Blocks for a round trip.
@@ -142,11 +143,9 @@ class Session:
             self._submit_wire.hang_up()  # the reader sees the end and says so to everybody
             log.debug("could not send %s: %s", method, error)
 
-    def _on_put(self, _: Any) -> None:
-        """A put was acknowledged: if it was the prompt one, send what has gathered meanwhile."""
+    def _on_prompt_put(self, _: Any) -> None:
+        """The prompt put was acknowledged: send what has gathered meanwhile."""
         with self._lock:
-            if not self._prompt_under_way or self._replies:
-                return
             self._prompt_under_way = False
             batch = self._next_batch()
             if batch:
@@ -307,7 +306,7 @@ class Session:
         self._submit_wire.hang_up()
         self._collect_wire.hang_up()
         for _, on_reply in replies:
-            if on_reply != self._on_put:
+            if on_reply != self._on_prompt_put:
                 on_reply(None)
 
     def _end_open_jobs(self) -> None:
@@ -321,6 +320,10 @@ class Session:
         self._reader.join(defaults.REPLY_S)
         self._submit_wire.close()
         self._collect_wire.close()
+
+
+def _do_nothing(_: Any) -> None:
+    """With the receipt of a put that nobody waits for."""
 
 
 def _join(host: str, port: int, authkey: bytes) -> Tuple[int, Wire, Wire]:
