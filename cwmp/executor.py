@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import threading
 import time
 import weakref
@@ -161,7 +159,7 @@ def _call(fn: Callable[..., Any], args: Tuple[Any, ...]) -> Tuple[bool, bytes]:
     try:
         return True, dump_value(fn(*args))
     except Exception as error:
-        return False, dump_error(error, f"node {platform.node()}, pid {os.getpid()}, in a chunk")
+        return False, dump_error(error)
 
 
 def _each_of(chunks: Iterator[List[Tuple[bool, bytes]]]) -> Iterator[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import platform
 import sys
 import traceback
 import weakref
@@ -40,6 +41,18 @@ class Function(NamedTuple):
     place: Place
     pickle: bytes
     reusable: bool
+
+
+class Here:
+    """In a slot: the attempt that it is at. Tracebacks name it."""
+
+    attempt = 0
+
+    def __str__(self) -> str:
+        return f"node {platform.node()}, pid {os.getpid()}, attempt {self.attempt}"
+
+
+here = Here()
 
 
 # --- values ---------------------------------------------------------------------------------
@@ -166,19 +179,19 @@ class FunctionDumper:
 def open_function(data: bytes) -> Function:
     """Take a function's bytes apart without loading it: first enter the place, then `load_value`."""
     (cwd, path, session), pickled, reusable = pickle.loads(data)
-    here = cwd or ""
-    return Function(Place(cwd, tuple(entry or here for entry in path), session), pickled, reusable)
+    path = tuple(entry or cwd or "" for entry in path)  # "" stands for the client's directory
+    return Function(Place(cwd, path, session), pickled, reusable)
 
 
 # --- outcomes -------------------------------------------------------------------------------
 
 
-def dump_error(error: BaseException, where: str) -> bytes:
+def dump_error(error: BaseException) -> bytes:
     """What a job raised, to bytes: the exception if it survives the way, and always its text.
 
-    `where` says which node, process and attempt; it heads the traceback. Never raises.
+    `here` heads the traceback. Never raises.
     """
-    text = _describe(error, where)
+    text = _describe(error)
     pickled: Optional[bytes] = None
     try:
         data = dump_value(error)
@@ -205,7 +218,7 @@ def load_error(data: bytes) -> BaseException:
     return error
 
 
-def _describe(error: BaseException, where: str) -> str:
+def _describe(error: BaseException) -> str:
     """The traceback as text, without the frames of cwmp itself."""
     tb = error.__traceback__
     while tb is not None and tb.tb_frame.f_globals.get("__package__") == __package__:
@@ -214,7 +227,7 @@ def _describe(error: BaseException, where: str) -> str:
         lines: List[str] = traceback.format_exception(type(error), error, tb)
     except BaseException as broken:  # an exception whose own __str__ fails
         lines = [f"{_type_name(type(error))} (its text can't be made: {type(broken).__name__})\n"]
-    return f"In {where}:\n" + "".join(lines)
+    return f"In {here}:\n" + "".join(lines)
 
 
 def _message(error: BaseException) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import pickle
-import platform
 import selectors
 import signal
 import socket
@@ -188,7 +187,7 @@ class Pool:
         pid = os.fork()
         if pid == 0:
             _die_with_parent(parent)
-            slot.main(theirs.detach(), claims[0], answers[1], platform.node())
+            slot.main(theirs.detach(), claims[0], answers[1])
         theirs.close()
         os.close(answers[1])
         self._guardian.watch(pid)

@@ -27,6 +27,7 @@ from . import defaults, payload
 from .errors import PayloadError
 from .frames import FrameReader, header
 from .messages import ERROR, RESULT, Lease
+from .payload import here
 from .surroundings import Surroundings
 
 OUTCOME = struct.Struct("!QBf")  # ticket, kind, seconds that the job took; the data follow
@@ -43,11 +44,10 @@ class _Ended(Exception):
 class Slot:
     """The loop of one slot."""
 
-    def __init__(self, jobs_fd: int, claims_fd: int, answers_fd: int, node: str) -> None:
+    def __init__(self, jobs_fd: int, claims_fd: int, answers_fd: int) -> None:
         self._jobs_fd = jobs_fd
         self._claims_fd = claims_fd
         self._answers_fd = answers_fd
-        self._where = f"node {node}, pid {os.getpid()}"
         self._surroundings = Surroundings()
         self._loaded: OrderedDict[bytes, _Loaded] = OrderedDict()
         self._claim_in_hand: Optional[int] = None  # read too early: it belongs to a later message
@@ -75,13 +75,14 @@ class Slot:
         for ticket, attempt, function, call in leases:
             if not self._claim(generation):
                 return
+            here.attempt = attempt
             try:
                 target = self._load(function)
                 args, kwargs = payload.load_call(call)
                 data = _dump_result(target(*args, **kwargs))
                 kind = RESULT
             except BaseException as error:
-                data = payload.dump_error(error, f"{self._where}, attempt {attempt}")
+                data = payload.dump_error(error)
                 kind = ERROR
             if self._is_copy:
                 os._exit(0)  # the job forked, and this is the copy that came back from it
@@ -141,12 +142,12 @@ class Slot:
         self._is_copy = True
 
 
-def main(jobs_fd: int, claims_fd: int, answers_fd: int, node: str) -> None:
+def main(jobs_fd: int, claims_fd: int, answers_fd: int) -> None:
     """Be a slot: to be called in a fresh child of the worker; ends the process."""
     status = 0
     try:
         _prepare(keep={jobs_fd, claims_fd, answers_fd})
-        Slot(jobs_fd, claims_fd, answers_fd, node).run()
+        Slot(jobs_fd, claims_fd, answers_fd).run()
         atexit._run_exitfuncs()  # what jobs have registered
     except BaseException:
         sys.excepthook(*sys.exc_info())
