@@ -39,8 +39,8 @@ class Surroundings:
             own = set(self._own_path)
             self._path = [entry for entry in place.path if entry not in own] + self._own_path
             dropped = self._sources.refresh(place.session)
-        if sys.path != self._path:
-            sys.path[:] = self._path
+        if sys.__dict__.get("path") != self._path:
+            sys.path = list(self._path)
         try:
             moved = os.getcwd() != self._cwd
         except OSError:
@@ -57,7 +57,11 @@ class Surroundings:
         now = sys.__dict__.get  # they may have been deleted
         if now("stdin") is not stdin or now("stdout") is not stdout or now("stderr") is not stderr:
             sys.stdin, sys.stdout, sys.stderr = self._streams
-        if stdout.closed or stderr.closed:
+        try:
+            unusable = stdout.closed or stderr.closed
+        except ValueError:  # detached
+            unusable = True
+        if unusable:
             sys.stdout = open(1, "w", buffering=1, closefd=False)
             sys.stderr = open(2, "w", buffering=1, closefd=False)
             self._streams = (stdin, sys.stdout, sys.stderr)
@@ -102,7 +106,7 @@ class UserSources:
             return
         for name in [name for name in list(sys.modules) if name not in self._names]:
             file = getattr(sys.modules.get(name), "__file__", None)
-            if file and not file.startswith(self._installed):
+            if isinstance(file, str) and not file.startswith(self._installed):
                 self._stamps[name] = (file, _stamp(file))
         self._names = set(sys.modules)
         self._seen = len(self._names)
