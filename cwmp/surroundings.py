@@ -105,8 +105,8 @@ class UserSources:
         if len(sys.modules) == self._seen:
             return
         for name in [name for name in list(sys.modules) if name not in self._names]:
-            file = getattr(sys.modules.get(name), "__file__", None)
-            if isinstance(file, str) and not file.startswith(self._installed):
+            file = _file_of(name)
+            if file and not file.startswith(self._installed):
                 self._stamps[name] = (file, _stamp(file))
         self._names = set(sys.modules)
         self._seen = len(self._names)
@@ -127,6 +127,15 @@ class UserSources:
         self._names = set(sys.modules)
         self._seen = len(self._names)
         return True
+
+
+def _file_of(module_name: str) -> Optional[str]:
+    """The source of a module; anything may stand in `sys.modules`, and do anything when it is looked at."""
+    try:
+        file = sys.modules[module_name].__file__
+    except Exception:
+        return None
+    return file if isinstance(file, str) else None
 
 
 def _stamp(file: str) -> Optional[_Stamp]:
