@@ -45,8 +45,13 @@ class FrameReader:
 
         Raises FrameError for a length that is negative or over the limit.
         """
+        size = len(data)
+        if not self._have and size > _SHORT.size:
+            length = _SHORT.unpack_from(data)[0]
+            if length == size - _SHORT.size and length <= self._max_frame:
+                return [data[_SHORT.size :]]  # one frame and no more: the common case
         self._parts.append(data)
-        self._have += len(data)
+        self._have += size
         if self._have < self._want:
             return []
         stream = b"".join(self._parts) if len(self._parts) > 1 else data

@@ -2,8 +2,8 @@
 
 Most of what a stock future costs is its Condition and its two lists, for the processor and for the
 garbage collector. Most futures of a large run end before anybody waits for them, so here these are
-made by the first who needs them: a waiter, a callback, a cancel. `_making` guards that moment, and the
-end of a future that has none yet.
+made by the first who needs them: `wait`, a callback, a cancel. Who only asks for the result waits at
+a gate, a plain lock. `_making` guards the making of all these, and the end of a future without them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class ClusterFuture(Future):  # type: ignore[type-arg]
     _condition = _OnDemand(threading.Condition)
     _waiters = _OnDemand(list)
     _done_callbacks = _OnDemand(list)
-    _wanted = False  # somebody waits, or has asked to be called
+    _wanted = False  # one of these has been made
+    _gate: Optional[threading.Lock] = None  # released by the end, for one after the other who waits
     _state = PENDING
     _result = None
     _exception = None
@@ -58,9 +59,29 @@ class ClusterFuture(Future):  # type: ignore[type-arg]
 
     def result(self, timeout: Optional[float] = None) -> Any:
         """The job's return value, or the exception that it raised; see `concurrent.futures.Future`."""
+        if self._state != FINISHED:
+            self._await_end(timeout)
         if self._state == FINISHED and self._exception is None:
             return self._result
-        return super().result(timeout)
+        return super().result(0)  # raises
+
+    def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
+        """The exception that the job raised, or None; see `concurrent.futures.Future`."""
+        if self._state != FINISHED:
+            self._await_end(timeout)
+        return super().exception(0)
+
+    def _await_end(self, timeout: Optional[float]) -> None:
+        """Wait for the job's end, whatever it is, or for `timeout` seconds."""
+        with _making:
+            if self._state not in (PENDING, RUNNING):
+                return
+            gate = self._gate
+            if gate is None:
+                gate = self._gate = threading.Lock()
+                gate.acquire()
+        if gate.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+            gate.release()  # for the next who waits
 
     def cancel(self) -> bool:
         """Cancel the job unless it was handed out already; blocks for one round trip to the master."""
@@ -72,22 +93,28 @@ class ClusterFuture(Future):  # type: ignore[type-arg]
 
     def settle(self, value: Any, error: Optional[BaseException]) -> None:
         """The job has ended with `value`, or with `error` unless that is None."""
-        if error is None:
-            with _making:
-                if not self._wanted and self._state in (PENDING, RUNNING):
-                    self._result = value
-                    self._state = FINISHED
-                    return
-        try:
-            if error is None:
-                self.set_result(value)
-            else:
-                self.set_exception(error)
-        except InvalidStateError:
-            pass  # it was cancelled a moment ago
+        with _making:
+            quiet = not self._wanted and self._state in (PENDING, RUNNING)
+            if quiet:
+                self._result = value
+                self._exception = error
+                self._state = FINISHED
+        if not quiet:
+            try:
+                if error is None:
+                    self.set_result(value)
+                else:
+                    self.set_exception(error)
+            except InvalidStateError:
+                pass  # it was cancelled a moment ago
+        if self._gate is not None:
+            self._open_gate()
 
     def note_running(self) -> None:
         """A slot has begun the job."""
+        with _making:
+            if not self._wanted and self._state == PENDING:
+                self._state = RUNNING
         if self._state == PENDING:
             self.set_running_or_notify_cancel()
 
@@ -98,6 +125,14 @@ class ClusterFuture(Future):  # type: ignore[type-arg]
                 self._state = PENDING
         if super().cancel():
             self.set_running_or_notify_cancel()
+        self._open_gate()
+
+    def _open_gate(self) -> None:
+        """Let through who waits for the result; once, for they open it for each other."""
+        with _making:
+            gate, self._gate = self._gate, None
+        if gate is not None:
+            gate.release()
 
     def _invoke_callbacks(self) -> None:
         """As in Future, but a callback that raises SystemExit, say, does not end the dispatcher either."""

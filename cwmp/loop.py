@@ -7,11 +7,12 @@ no lock to hold, no hand-off between threads to pay for, and no peer that can ho
 from __future__ import annotations
 
 import os
+import select
 import selectors
 import signal
 import socket
 from collections import deque
-from typing import Any, Callable, Deque, List, Optional, Tuple, Union
+from typing import Any, Callable, Deque, Dict, List, Optional, Tuple, Union
 
 from . import defaults
 from .frames import FrameError, FrameReader, header
@@ -19,11 +20,41 @@ from .frames import FrameError, FrameReader, header
 _WRITE_AT_ONCE_BYTES = 64 << 10
 
 
+class _Selector:
+    """`selectors` where there is no epoll; the same three calls as `_Epoll`."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+
+    def register(self, fd: int, events: int) -> None:
+        self._selector.register(fd, events)
+
+    def modify(self, fd: int, events: int) -> None:
+        self._selector.modify(fd, events)
+
+    def unregister(self, fd: int) -> None:
+        self._selector.unregister(fd)
+
+    def poll(self, timeout_s: Optional[float]) -> List[Tuple[int, int]]:
+        return [(key.fd, events) for key, events in self._selector.select(timeout_s)]
+
+    def close(self) -> None:
+        self._selector.close()
+
+
+# epoll without `selectors` around it: that layer costs as much as a wake-up's other bookkeeping.
+_READ = getattr(select, "EPOLLIN", selectors.EVENT_READ)
+_WRITE = getattr(select, "EPOLLOUT", selectors.EVENT_WRITE)
+_Poller: Any = getattr(select, "epoll", _Selector)
+
+
 class Loop:
     """Waits for descriptors, and runs what other threads and signal handlers post."""
 
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
+        self._poller = _Poller()
+        self._readers: Dict[int, Callable[[], None]] = {}
+        self._writers: Dict[int, Callable[[], None]] = {}
         self._posted: Deque[Callable[[], None]] = deque()
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
@@ -32,25 +63,28 @@ class Loop:
 
     def watch(self, fileobj: Any, on_readable: Callable[[], None]) -> None:
         """Call `on_readable` whenever there is something to read."""
-        self._selector.register(fileobj, selectors.EVENT_READ, (on_readable, None))
+        fd = _fd_of(fileobj)
+        self._poller.register(fd, _READ)
+        self._readers[fd] = on_readable
 
-    def watch_both(
-        self, fileobj: Any, on_readable: Callable[[], None], on_writable: Callable[[], None]
-    ) -> None:
+    def watch_writes(self, fileobj: Any, on_writable: Callable[[], None]) -> None:
         """From now on call `on_writable` as well whenever there is room to write."""
-        events = selectors.EVENT_READ | selectors.EVENT_WRITE
-        self._selector.modify(fileobj, events, (on_readable, on_writable))
+        fd = _fd_of(fileobj)
+        self._poller.modify(fd, _READ | _WRITE)
+        self._writers[fd] = on_writable
 
-    def watch_reads_only(self, fileobj: Any, on_readable: Callable[[], None]) -> None:
-        """Undo `watch_both`."""
-        self._selector.modify(fileobj, selectors.EVENT_READ, (on_readable, None))
+    def forget_writes(self, fileobj: Any) -> None:
+        """Undo `watch_writes`."""
+        fd = _fd_of(fileobj)
+        self._poller.modify(fd, _READ)
+        self._writers.pop(fd, None)
 
     def forget(self, fileobj: Any) -> None:
         """Watch no longer; must come before the descriptor is closed."""
-        try:
-            self._selector.unregister(fileobj)
-        except (KeyError, ValueError):
-            pass  # was not watched, or is closed already
+        fd = _fd_of(fileobj)
+        if self._readers.pop(fd, None) is not None:
+            self._writers.pop(fd, None)
+            self._poller.unregister(fd)
 
     def post(self, call: Callable[[], None]) -> None:
         """Have the loop's thread run `call` soon. Safe from other threads and signal handlers."""
@@ -66,12 +100,12 @@ class Loop:
 
     def poll(self, timeout_s: Optional[float]) -> None:
         """Wait up to `timeout_s` (None: for ever) and call what is due, once."""
-        for key, events in self._selector.select(timeout_s):
-            on_readable, on_writable = key.data
-            if events & selectors.EVENT_WRITE and on_writable is not None:
-                on_writable()
-            if events & selectors.EVENT_READ:
-                on_readable()
+        readers = self._readers
+        for fd, events in self._poller.poll(timeout_s):
+            if events & _WRITE and fd in self._writers:
+                self._writers[fd]()
+            if events & ~_WRITE and fd in readers:  # a hang-up or an error is found out by reading
+                readers[fd]()
 
     def wake_on_signals(self) -> int:
         """Let arriving signals end a `poll`; returns the descriptor to restore (signal.set_wakeup_fd)."""
@@ -79,7 +113,7 @@ class Loop:
 
     def close(self) -> None:
         """Give the loop's own descriptors back."""
-        self._selector.close()
+        self._poller.close()
         self._wake_in.close()
         self._wake_out.close()
 
@@ -91,6 +125,10 @@ class Loop:
             pass
         while self._posted:
             self._posted.popleft()()
+
+
+def _fd_of(fileobj: Any) -> int:
+    return fileobj if isinstance(fileobj, int) else int(fileobj.fileno())
 
 
 class Channel:
@@ -147,7 +185,7 @@ class Channel:
         if not waiting:
             self._flush()
             if self._unsent and self.open:
-                self._loop.watch_both(self.sock, self._readable, self._writable)
+                self._loop.watch_writes(self.sock, self._writable)
 
     def close(self) -> None:
         """End the connection; `on_close` is not called."""
@@ -178,7 +216,7 @@ class Channel:
     def _writable(self) -> None:
         self._flush()
         if self.open and not self._unsent:
-            self._loop.watch_reads_only(self.sock, self._readable)
+            self._loop.forget_writes(self.sock)
             self.on_drained()
 
     def _flush(self) -> None:

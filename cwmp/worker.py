@@ -17,44 +17,18 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
 
 from . import defaults
 from .errors import ConnectError, MasterLost
-from .loop import Channel, Loop
+from .line import Line
+from .loop import Loop
 from .messages import JOB_QUEUE, RESULT_QUEUE, Outcome, this_side
 from .pool import Pool
 from .stock import Stock
-from .transport import RETURN, Wire, connect, dump_message, introduce, load_message
+from .transport import Wire, connect, introduce
 
 _CLOSE_S = 1.0  # from the hang-up to an idle slot's end; later it is killed
 
 
 def _print_to_stderr(line: str) -> None:
     print(f"cwmp-worker: {line}", file=sys.stderr, flush=True)
-
-
-class _Line:
-    """One connection to the master: `on_reply(value)` is called for each reply that comes."""
-
-    def __init__(
-        self, loop: Loop, wire: Wire, on_reply: Callable[[Any], None], on_lost: Callable[[str], None]
-    ) -> None:
-        self._on_reply = on_reply
-        self._on_lost = on_lost
-        self._channel = Channel(loop, wire.sock, self._on_frames, on_lost, wire.release())
-
-    def request(self, target: str, method: str, *args: Any) -> None:
-        """Send a request."""
-        self._channel.send(dump_message((target, method, args, {})))
-
-    def close(self) -> None:
-        """Hang up."""
-        self._channel.close()
-
-    def _on_frames(self, frames: List[bytes]) -> None:
-        for frame in frames:
-            kind, value = load_message(frame)
-            if kind != RETURN:
-                self._on_lost(f"it answered: {value}")
-                return
-            self._on_reply(value)
 
 
 class Worker:
@@ -87,6 +61,8 @@ class Worker:
         self._ident = 0
         self._done = 0
         self._limit = 0  # leases that the master may send in all
+        self._limit_span = 0  # how many of them were still to come when it was set
+        self._check_low = True  # whether to ask for more
         self._received = 0  # and has sent
         self._receipts_due: Deque[float] = deque()  # when, for each report on its way
         self._prompt_under_way = False  # one of them is being waited for
@@ -150,9 +126,9 @@ class Worker:
         welcome = introduce(wires[0], hello)
         self._ident = welcome["member"]
         introduce(wires[1], {**hello, "member": self._ident})
-        self._take_line = _Line(self._loop, wires[0], self._on_leases, self._on_lost)
-        self._report_line = _Line(self._loop, wires[1], self._on_receipt, self._on_lost)
-        self._limit = max(1, self._stock.room())
+        self._take_line = Line(self._loop, wires[0], self._on_leases, self._on_lost)
+        self._report_line = Line(self._loop, wires[1], self._on_receipt, self._on_lost)
+        self._limit = self._limit_span = max(1, self._stock.room())
         self._take_line.request(JOB_QUEUE, "take", self._ident, self._limit)
         slots = "1 slot" if self._slots == 1 else f"{self._slots} slots"
         self._say(f"connected to {self._place()} (cluster {welcome['name']}), {slots}")
@@ -202,6 +178,7 @@ class Worker:
 
     def _do_chores(self, now: float) -> bool:
         """What is due by the clock or has been asked for by a signal; False when it is time to leave."""
+        self._check_low = True
         self._mind_slots(now)
         if self._drains and self._drained(now):
             return False
@@ -227,6 +204,8 @@ class Worker:
             self._stock.finished(index, len(outcomes), busy_s, now)
             self._outcomes += outcomes
             self._done += len(outcomes)
+        if self._limit - self._received <= self._slots:
+            self._check_low = True
 
     def _mind_slots(self, now: float) -> None:
         """Bury dead slots and start new ones."""
@@ -269,6 +248,9 @@ class Worker:
     def _on_leases(self, leases: List[Any]) -> None:
         self._received += len(leases)
         self._stock.add(leases)
+        # Counting what there is takes longer than a small job: not for each one that is on order.
+        if self._limit - self._received < self._limit_span // 2:
+            self._check_low = True
 
     def _report(self, now: float) -> None:
         """Send what there is to say, in natural batches, and a sign of life at least every beat.
@@ -276,20 +258,25 @@ class Worker:
         A single outcome is reported without waiting for the receipts of the few before it. More are
         reported `prompt`, and until the receipt is here the next ones gather.
         """
-        low = not self._drains and self._stock.is_low(self._limit - self._received)
+        if self._prompt_under_way:
+            return
+        low = self._check_low and not self._drains and self._stock.is_low(self._limit - self._received)
+        self._check_low = False
         news = self._outcomes or self._running or self._died or self._returned or low
-        if self._prompt_under_way or not (news or now >= self._next_beat):
+        if not (news or now >= self._next_beat):
             return
         report: Dict[str, Any] = {}
         if self._outcomes:
             report["outcomes"] = self._batch()
-        for name in ("running", "died", "returned"):
-            entries = getattr(self, f"_{name}")
-            if entries:
-                report[name] = entries
-                setattr(self, f"_{name}", [])
+        if self._running:
+            report["running"], self._running = self._running, []
+        if self._died:
+            report["died"], self._died = self._died, []
+        if self._returned:
+            report["returned"], self._returned = self._returned, []
         if low:
-            report["limit"] = self._limit = self._received + self._stock.room()
+            self._limit_span = self._stock.room()
+            report["limit"] = self._limit = self._received + self._limit_span
         if now >= self._next_beat:
             report["facts"] = self._facts()
             self._next_beat = now + defaults.BEAT_S
