@@ -150,6 +150,12 @@ class Pool:
         """The processes of the slots that are up."""
         return [process.pid for process in self._slots if process is not None]
 
+    def replace(self, index: int) -> None:
+        """End a slot that has begun no job, and does not begin any; `reap` and `refill` do the rest."""
+        process = self._slots[index]
+        if process is not None:
+            _kill_group(process.pid)
+
     def kill(self) -> None:
         """End all slots at once, with what their jobs have started."""
         for process in self._slots:

@@ -20,13 +20,20 @@ _SLOWEST_S = 4 * defaults.HORIZON_S  # longer jobs say no more about the next on
 class _SlotState:
     """One slot: the leases it was handed, the first of which is running."""
 
-    __slots__ = ("leases", "since", "announced", "up")
+    __slots__ = ("announced", "leases", "rest_until", "since", "stalls", "up")
 
     def __init__(self) -> None:
         self.leases: Deque[Lease] = deque()
         self.since = 0.0  # when the first of `leases` can have begun
         self.announced = False  # the first of `leases` was reported as running
         self.up = False
+        self.stalls = 0  # how often in a row it was handed leases and began none
+        self.rest_until: Optional[float] = None  # it gets nothing before that
+
+    @property
+    def free(self) -> bool:
+        """Whether it can be handed leases."""
+        return self.up and not self.announced and self.rest_until is None
 
 
 class Stock:
@@ -61,7 +68,7 @@ class Stock:
         takers = [
             (len(slot.leases), index)
             for index, slot in enumerate(self._slots)
-            if slot.up and not slot.announced and len(slot.leases) <= depth // 2
+            if slot.free and len(slot.leases) <= depth // 2
         ]
         takers.sort()
         for position, (has, index) in enumerate(takers):
@@ -86,6 +93,7 @@ class Stock:
             next_done()
         slot.since = now
         slot.announced = False
+        slot.stalls = 0
         self._measure(busy_s / count)
 
     def taken_back(self, index: int, count: int) -> None:
@@ -105,7 +113,19 @@ class Stock:
 
     def slot_up(self, index: int) -> None:
         """A slot can take work."""
-        self._slots[index].up = True
+        slot = self._slots[index]
+        slot.up = True
+        slot.stalls, slot.rest_until = 0, None
+
+    def stalled(self, index: int, now: float) -> bool:
+        """A slot has begun nothing that it had for `NOTICE_S`: the processor is busy, or it was stopped.
+
+        It is left alone for a while, each time longer. True: it has been so for `MAX_STALLS` times.
+        """
+        slot = self._slots[index]
+        slot.stalls += 1
+        slot.rest_until = now + min(1.0, defaults.NOTICE_S * 2 ** (slot.stalls - 1))
+        return slot.stalls >= defaults.MAX_STALLS
 
     def slot_died(self, index: int, unclaimed: int) -> Optional[int]:
         """A slot is gone; `unclaimed` of its leases had not begun and are ready again.
@@ -125,7 +145,7 @@ class Stock:
 
     def room(self) -> int:
         """How many more leases there is use for now."""
-        free = [slot for slot in self._slots if slot.up and not slot.announced]
+        free = [slot for slot in self._slots if slot.free]
         depth = self._depth(defaults.HORIZON_S)
         if depth <= 1:
             wanted = sum(not slot.leases for slot in free)
@@ -139,21 +159,23 @@ class Stock:
         depth = self._depth(defaults.HORIZON_S)
         if depth <= 1:
             return room != coming
-        free = sum(slot.up and not slot.announced for slot in self._slots)
+        free = sum(slot.free for slot in self._slots)
         return room - coming > depth * free // 2 or room < coming // 2
 
     def surplus(self) -> List[int]:
         """Tickets to give back because every slot is at a long job; we hold them no longer."""
-        stuck = all(slot.announced or not slot.up for slot in self._slots)
+        stuck = not any(slot.free for slot in self._slots)
         return self.give_back() if stuck and self.ready else []
 
-    def long_jobs(self, now: float) -> List[Tuple[int, bool]]:
-        """(slot, whether others wait behind it) of each slot newly found to be at a long job."""
+    def long_jobs(self, now: float) -> List[int]:
+        """The slots newly found to be at a long job, or to begin none of what they have."""
         found = []
         for index, slot in enumerate(self._slots):
+            if slot.rest_until is not None and slot.rest_until <= now:
+                slot.rest_until = None
             if slot.leases and not slot.announced and now - slot.since >= defaults.NOTICE_S:
                 slot.announced = True
-                found.append((index, len(slot.leases) > 1))
+                found.append(index)
         return found
 
     def at_work_on(self, index: int) -> Optional[int]:
@@ -163,8 +185,9 @@ class Stock:
 
     def next_notice(self) -> Optional[float]:
         """When `long_jobs` should be asked again; None: not before something happens."""
-        times = [slot.since for slot in self._slots if slot.leases and not slot.announced]
-        return min(times) + defaults.NOTICE_S if times else None
+        times = [s.since + defaults.NOTICE_S for s in self._slots if s.leases and not s.announced]
+        times += [slot.rest_until for slot in self._slots if slot.rest_until is not None]
+        return min(times, default=None)
 
     def busy(self) -> int:
         """Slots that have work."""

@@ -230,12 +230,13 @@ class Worker:
         if due is None or due > now:
             return
         self._gather(now)  # they may have ended without our looking
-        for index, others_wait in self._stock.long_jobs(now):
-            if others_wait:
-                self._stock.taken_back(index, self._pool.take_back(index))
+        for index in self._stock.long_jobs(now):
+            self._stock.taken_back(index, self._pool.take_back(index))
             ticket = self._stock.at_work_on(index)
             if ticket is not None:
                 self._running.append(ticket)
+            elif self._stock.stalled(index, now):
+                self._pool.replace(index)
 
     def _feed(self, now: float) -> None:
         if not self._drains and self._stock.ready:
