@@ -173,7 +173,7 @@ class Stock:
         for index, slot in enumerate(self._slots):
             if slot.rest_until is not None and slot.rest_until <= now:
                 slot.rest_until = None
-            if slot.leases and not slot.announced and now - slot.since >= defaults.NOTICE_S:
+            if slot.leases and not slot.announced and now >= slot.since + defaults.NOTICE_S:
                 slot.announced = True
                 found.append(index)
         return found

@@ -23,7 +23,7 @@ ROWS: Tuple[Tuple[str, ...], ...] = (
     ("errors", "defaults", "ids", "messages"),
     ("records", "captures", "children", "cpus", "frames", "guardian", "home", "stock"),
     ("broker", "loop", "payload", "rendezvous", "transport"),
-    ("server", "session", "surroundings"),
+    ("line", "server", "session", "surroundings"),
     ("futures", "master", "outcomes", "slot"),
     ("client", "pool"),
     ("worker",),
