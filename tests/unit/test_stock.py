@@ -411,6 +411,7 @@ class VirtualSlot:
         self.current: Optional[int] = None
         self.ends = 0.0
         self.answers: List[int] = []  # written, and not yet seen by the worker
+        self.stopped_until = 0.0  # the processor is busy elsewhere
 
 
 class VirtualWorker:
@@ -428,6 +429,7 @@ class VirtualWorker:
         self.returned: Set[int] = set()
         self.charged: List[Tuple[int, Optional[int]]] = []
         self.kind = 0
+        self.stops = 0.0  # how likely a slot is to be stopped for a while
 
     # --- the world around --------------------------------------------------------------------
 
@@ -440,7 +442,12 @@ class VirtualWorker:
         """Let time pass: slots claim, run and answer."""
         end = self.now + seconds
         for slot in filter(None, self.slots):
+            if self.rng.random() < self.stops:
+                slot.stopped_until = end + self.rng.random()
             at = self.now
+            if slot.stopped_until > at:
+                slot.ends += seconds
+                continue
             while True:
                 if slot.current is None:
                     if not slot.inbox or at > end:
@@ -497,8 +504,8 @@ class VirtualWorker:
             assert slot is not None
             self.stock.taken_back(index, len(slot.inbox))
             slot.inbox.clear()
-            if self.stock.at_work_on(index) is None:
-                self.stock.stalled(index, self.now)
+            if self.stock.at_work_on(index) is None and self.stock.stalled(index, self.now):
+                self.kill(index)
         self.give(self.stock.surplus())
 
     def give(self, numbers: List[int]) -> None:
@@ -506,9 +513,8 @@ class VirtualWorker:
         self.held.difference_update(numbers)
         self.returned.update(numbers)
 
-    def kill(self) -> None:
+    def kill(self, index: int) -> None:
         """A slot dies; the worker reads what it had answered, except if that was lost."""
-        index = self.rng.randrange(len(self.slots))
         slot = self.slots[index]
         if slot is None:
             return
@@ -551,13 +557,15 @@ class VirtualWorker:
             self.check()
         self.check_nobody_waits_in_vain()
         if self.rng.random() < 0.03:
-            self.kill()
+            self.kill(self.rng.randrange(len(self.slots)))
             self.check()
         self.run_slots(self.rng.choice((0.0, 0.0001, 0.001, 0.005, 0.02)))
 
     def check_nobody_waits_in_vain(self) -> None:
         """No slot is idle while there is work, and nothing waits behind what is known to be long."""
-        idle = [i for i, slot in enumerate(self.slots) if slot and not dict(self.stock.handed_out()).get(i)]
+        has = dict(self.stock.handed_out())
+        resting = [slot.rest_until is not None for slot in self.stock._slots]
+        idle = [i for i, slot in enumerate(self.slots) if slot and i not in has and not resting[i]]
         assert not (idle and self.stock.ready), "a slot is idle while jobs wait"
         for index, numbers in self.stock.handed_out():
             slot = self.slots[index]
@@ -574,6 +582,7 @@ class VirtualWorker:
 def test_simulated_worker(seed: int) -> None:
     rng = random.Random(seed)
     worker = VirtualWorker(rng, slots=1 + seed % 4)
+    worker.stops = 0.01
     step = -1
     try:
         for step in range(300):  # noqa: B007
@@ -588,7 +597,7 @@ def test_simulated_worker(seed: int) -> None:
 
 def drain(worker: VirtualWorker) -> None:
     """Everything that is still held ends."""
-    worker.kind = 0
+    worker.kind, worker.stops = 0, 0.0
     for _ in range(5000):
         worker.refill()
         worker.gather()
