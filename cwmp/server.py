@@ -253,6 +253,8 @@ class Server:
             log.warning("%s holds another key; connection closed", name)
         except Exception as error:  # silence, garbage, a port scanner
             log.debug("%s did not finish the handshake: %s", name, error)
+        if not proven:
+            wire.close()  # the loop may end before it gets to that
         if not self._closed:
             self.loop.post(lambda: self._handshake_over(wire, name, proven))
 
