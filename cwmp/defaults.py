@@ -53,8 +53,12 @@ NOTICE_S = 0.010
 """A job that runs longer than this is announced as running, and what is queued behind it in its
 slot is taken back. Smaller: more ticks on a busy worker. Larger: jobs wait behind a long one."""
 
-MAX_STALLS = 20
-"""How often in a row a slot may begin nothing before it is replaced: about 15 s. Must stay well under
+HAND_OVER_BYTES_S = 20e6
+"""Bytes of arguments that a slot is expected to take in each second, before it can begin. Larger: large
+arguments are taken back while they are being read. Smaller: a stopped slot keeps them longer."""
+
+MAX_STALLS = 12
+"""How often in a row a slot may begin nothing before it is replaced: about 12 s. Must stay well under
 256, which is how many generations of claims can be told apart."""
 
 # --- sizes ----------------------------------------------------------------------------------

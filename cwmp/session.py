@@ -100,7 +100,8 @@ class Session:
         A single one does not wait for the receipts of the few before it, nor asks for its own. When
         there are more, it is `prompt`: what is submitted until its receipt is here travels together.
         """
-        prompt = self._prompt_under_way = len(jobs) > 1 or len(self._replies) >= defaults.UNHURRIED
+        prompt = len(jobs) > 1 or bool(self._pending) or len(self._replies) >= defaults.UNHURRIED
+        self._prompt_under_way = prompt
         on_reply = self._on_prompt_put if prompt else _do_nothing
         self._request("put", self._ident, jobs, prompt, on_reply=on_reply)
 

@@ -31,6 +31,11 @@ class _SlotState:
         self.rest_until: Optional[float] = None  # it gets nothing before that
 
     @property
+    def patience_s(self) -> float:
+        """What it gets beyond `NOTICE_S` to begin: more each time that was not enough."""
+        return defaults.NOTICE_S * (2.0 ** min(self.stalls, 7) - 1)
+
+    @property
     def free(self) -> bool:
         """Whether it can be handed leases."""
         return self.up and not self.announced and self.rest_until is None
@@ -77,8 +82,11 @@ class Stock:
             slot = self._slots[index]
             fair = -(-len(self.ready) // (len(takers) - position))
             leases = [self.ready.popleft() for _ in range(min(depth - has, fair, len(self.ready)))]
+            carried_s = sum([len(lease[3]) for lease in leases]) / defaults.HAND_OVER_BYTES_S
             if not has:
-                slot.since = now
+                slot.since = now + carried_s + slot.patience_s
+            elif carried_s > defaults.NOTICE_S:
+                slot.since = max(slot.since, now + carried_s)
             slot.leases.extend(leases)
             given.append((index, leases))
         return given

@@ -311,7 +311,7 @@ def test_a_slot_that_begins_nothing_is_left_alone_longer_and_longer() -> None:
     for stalls in range(1, defaults.MAX_STALLS + 1):
         stock.add(leases(stalls))
         assert stock.hand_out(now) == [(0, leases(stalls))]
-        now += defaults.NOTICE_S
+        now = stock.next_notice() or now
         assert stock.long_jobs(now) == [0]
         stock.taken_back(0, 1)
         assert stock.at_work_on(0) is None
