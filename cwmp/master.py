@@ -248,19 +248,21 @@ class Master:
         if not hungry or not broker.queued:
             return
         room = sum([take.room for take in hungry.values()])
-        still_hungry = []
-        while hungry and broker.queued:
-            worker, take = hungry.popitem(last=False)
+        for worker, take in list(hungry.items()):
+            if not broker.queued:
+                break
+            if worker not in hungry:
+                continue  # lost while others were served
             share = min(take.room, -(-broker.queued * take.room // room))
             room -= take.room
+            hungry.move_to_end(worker)
             if not take.peer.channel.congested:  # else it has yet to receive what it was sent before
                 leases = broker.take(worker, share)
                 take.sent += len(leases)
                 self._cut = self._cut or len(leases) < share
-                take.peer.answer(leases)
-            if take.room > 0:
-                still_hungry.append((worker, take))
-        hungry.update(still_hungry)
+                if take.room <= 0:
+                    del hungry[worker]
+                take.peer.answer(leases)  # last: if the connection breaks here, the worker is forgotten
 
     def _deliver(self) -> None:
         """Send their new events to the clients; who is slow gets them later."""
