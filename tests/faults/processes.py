@@ -57,7 +57,12 @@ def wait_for_clients(cluster: LocalCluster, count: int) -> None:
 
 def slots_of(worker: int) -> List[int]:
     """The slots of a worker: its children but the guardian, which leads a session of its own."""
-    return [child for child in children_of(worker) if os.getsid(child) != child]
+    slots = []
+    for child in children_of(worker):
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            if os.getsid(child) != child:
+                slots.append(child)
+    return slots
 
 
 def children_of(process: int) -> List[int]:

@@ -230,16 +230,16 @@ def test_worker_killed_while_busy(pair: LocalCluster, gate: see.Gate) -> None:
 @in_cluster
 def test_only_worker_killed_and_another_one_comes(cluster: LocalCluster, gate: see.Gate) -> None:
     with cluster.executor() as executor:
-        held = executor.submit(jobs.begin_and_wait, *gate.paths)
+        held = [executor.submit(jobs.begin_and_wait, *gate.paths) for _ in range(2)]
+        gate.wait_for(2)
         queued = [executor.submit(jobs.add, n) for n in range(50)]
-        gate.wait_for(1)
         os.kill(cluster.pids["workers"][0], signal.SIGKILL)
         wait_until(lambda: not see.status(cluster)["workers"], timeout_s=3.0)
-        assert not held.done()
+        assert not any(future.done() for future in [*held, *queued])
+        gate.open()
         with see.more_workers(cluster):
             assert [future.result(WAIT_S) for future in queued] == list(range(1, 51))
-            gate.open()
-            assert held.result(WAIT_S)
+            assert all(future.result(WAIT_S) for future in held)
 
 
 def test_worker_killed_in_the_middle_of_many_small_jobs(pair: LocalCluster) -> None:
