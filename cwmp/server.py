@@ -20,7 +20,6 @@ import threading
 import time
 from collections import deque
 from multiprocessing import AuthenticationError
-from multiprocessing.managers import BaseManager
 from typing import Any, Callable, Deque, Dict, Iterable, List, Optional, Set, Tuple
 
 from . import defaults
@@ -276,15 +275,6 @@ class Server:
 def _name_of(part: Any) -> str:
     """What a peer wants to call, as far as that can be said: it may have sent anything."""
     return repr(part) if isinstance(part, str) else f"(a {type(part).__name__})"
-
-
-class ClusterManager(BaseManager):
-    """The face of a master for those who know `multiprocessing.managers`.
-
-    >>> manager = ClusterManager(address=("node", 5494), authkey=key)  # doctest: +SKIP
-    >>> manager.connect()                                              # doctest: +SKIP
-    >>> manager.JobQueue().status()                                    # doctest: +SKIP
-    """
 
 
 def _listen(address: Tuple[str, int]) -> socket.socket:
