@@ -11,6 +11,7 @@ went wrong around it. All of them survive pickling, and all derive from `CwmpErr
     ├── ConnectError         the way to the master: refused, timed out, not found
     │   ├── WrongKey         the master answered, and our key is not its key
     │   └── VersionMismatch  the master answered, and speaks another version
+    ├── SlurmError           SLURM's commands: missing, failing, or not understood
     └── JobError             a job ended without an outcome of its own
         ├── RemoteError      it raised something that cannot travel
         ├── WorkerLost       what ran it died, too often
@@ -53,6 +54,10 @@ class WrongKey(ConnectError):
 
 class VersionMismatch(ConnectError):
     """The two sides run another Python minor version or speak another protocol version."""
+
+
+class SlurmError(CwmpError):
+    """SLURM's commands are missing, fail, or say what cannot be understood; its view is not known then."""
 
 
 class JobError(CwmpError):

@@ -29,6 +29,7 @@ SAMPLES: List[BaseException] = [
     errors.ConnectError("refused"),
     errors.WrongKey("another key"),
     errors.VersionMismatch("3.11 and 3.12"),
+    errors.SlurmError("squeue failed"),
     errors.JobError("ended"),
     errors.RemoteError("mod.Kind", "the message", "In node n:\nTraceback ..."),
     errors.WorkerLost(ATTEMPTS),
