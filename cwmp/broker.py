@@ -15,7 +15,7 @@ Pure: no thread, lock, socket, log or clock; `now` is an argument and answers ar
 from __future__ import annotations
 
 from collections import deque
-from itertools import count, islice
+from itertools import count
 from typing import Any, Deque, Dict, Iterable, List, Optional, Set, Tuple, Type, TypeVar
 
 from . import defaults
@@ -290,7 +290,7 @@ class Broker:
         skip = min(max(0, after - client.acknowledged), len(client.events))
         events: List[Event] = []
         size = 0
-        for event in islice(client.events, skip, skip + defaults.MAX_BATCH_JOBS):
+        for event in client.events[skip : skip + defaults.MAX_BATCH_JOBS]:
             events.append(event)
             size += len(event[2] or b"")
             if size > defaults.MAX_BATCH_BYTES:
