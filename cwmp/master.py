@@ -31,15 +31,25 @@ WORKER = "worker"
 class _Take:
     """A worker's standing request for work."""
 
-    def __init__(self, peer: Peer, limit: int) -> None:
+    def __init__(self, peer: Peer, limit: int, slots: int) -> None:
         self.peer = peer
         self.limit = limit  # leases that it wants in all
         self.sent = 0
+        self._slots = slots
 
     @property
     def room(self) -> int:
         """How many leases it would take now."""
         return self.limit - self.sent
+
+    @property
+    def portion(self) -> int:
+        """The fewest leases worth a message of their own.
+
+        Who has room for more than its slots can run at once has measured jobs so short that a job
+        for each slot is no burden. Other jobs may be long: they are spread as widely as possible.
+        """
+        return self._slots if self.room > self._slots else 1
 
 
 class _Collect:
@@ -75,7 +85,7 @@ class JobQueue:
     def take(self, peer: Peer, worker: int, limit: int) -> Any:
         """From now on send a worker leases, up to `limit` in all until a report changes that."""
         self._master.broker.heard(worker, self._master.now())
-        self._master.takes[worker] = _Take(peer, _whole_number(limit))
+        self._master.takes[worker] = _Take(peer, _whole_number(limit), self._master.slots[worker])
         self._master.set_limit(worker, limit)
         return STANDING
 
@@ -141,6 +151,7 @@ class Master:
     ) -> None:
         self.name = name
         self.broker = Broker()
+        self.slots: Dict[int, int] = {}  # by worker
         self.takes: Dict[int, _Take] = {}  # by worker
         self._hungry: OrderedDict[int, _Take] = OrderedDict()  # those with room, longest waiting first
         self.collects: Dict[int, _Collect] = {}  # by client
@@ -197,6 +208,7 @@ class Master:
             if facts.get("slots", 0) < 1:
                 raise UsageError("a worker needs at least one slot")
             ident = self.broker.join_worker(facts, self.now())
+            self.slots[ident] = facts["slots"]
         elif ident is None:
             ident = self.broker.join_client(facts)
         peer.member = (role, ident)
@@ -209,6 +221,7 @@ class Master:
             self.collects.pop(ident, None)
             self.broker.leave_client(ident)
         else:
+            self.slots.pop(ident, None)
             self.takes.pop(ident, None)
             self._hungry.pop(ident, None)
             if lost is None:
@@ -247,22 +260,38 @@ class Master:
         hungry, broker = self._hungry, self.broker
         if not hungry or not broker.queued:
             return
-        room = sum([take.room for take in hungry.values()])
-        for worker, take in list(hungry.items()):
-            if not broker.queued:
-                break
+        takers = self._takers()
+        room = sum([take.room for _, take in takers])
+        for worker, take in takers:
             if worker not in hungry:
-                continue  # lost while others were served
+                self._cut = True  # lost while others were served: its share is still here
+                continue
             share = min(take.room, -(-broker.queued * take.room // room))
             room -= take.room
             hungry.move_to_end(worker)
-            if not take.peer.channel.congested:  # else it has yet to receive what it was sent before
-                leases = broker.take(worker, share)
-                take.sent += len(leases)
-                self._cut = self._cut or len(leases) < share
-                if take.room <= 0:
-                    del hungry[worker]
-                take.peer.answer(leases)  # last: if the connection breaks here, the worker is forgotten
+            leases = broker.take(worker, share)
+            take.sent += len(leases)
+            self._cut = self._cut or len(leases) < share
+            if take.room <= 0:
+                del hungry[worker]
+            take.peer.answer(leases)  # last: if the connection breaks here, the worker is forgotten
+            if not broker.queued:
+                break
+
+    def _takers(self) -> List[Tuple[int, _Take]]:
+        """Those who have waited longest, as few as will do, so that short jobs go out in large messages.
+
+        Who has yet to receive what it was sent before is passed over.
+        """
+        takers = []
+        uncovered = self.broker.queued
+        for worker, take in self._hungry.items():
+            if not take.peer.channel.congested:
+                takers.append((worker, take))
+                uncovered -= take.portion
+                if uncovered <= 0:
+                    break
+        return takers
 
     def _deliver(self) -> None:
         """Send their new events to the clients; who is slow gets them later."""
