@@ -11,6 +11,7 @@ host `login`, where the controller is. The file system is the machine's, so it i
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pwd
 import re
@@ -29,6 +30,7 @@ from tests.waiting import wait_until
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scontrol", "ip", "unshare", "nsenter")
 _SEARCHED = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
 _DAEMONS = re.compile(r"(: slurmscriptd|(\S*/)?(munged|slurmctld|slurmd))( |$)")
+_PLACE, _PREFIX = Path("/tmp"), "slurm-lab-"
 _FREEZER = Path("/sys/fs/cgroup/freezer")
 _PRIVILEGED = os.geteuid() == 0
 
@@ -52,8 +54,10 @@ class Lab:
 
     def __init__(self, nodes: int, proctrack: str) -> None:
         # A short path that all may enter: munge and SLURM keep sockets in it, and other users use them, too.
-        self.directory = Path(tempfile.mkdtemp(prefix="slurm-lab-", dir="/tmp"))
+        self.directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_PLACE))
         self.directory.chmod(0o755)
+        self._lock = open(self.directory / "lock", "w")  # held as long as the lab is up
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.addresses = addresses(nodes)
         self.nodes = [name for name in self.addresses if name != CONTROLLER]
         self.proctrack = proctrack
@@ -75,6 +79,7 @@ class Lab:
         if missing:
             packages = "slurmctld slurmd slurm-client munge iproute2"
             raise Unavailable(f"no {', '.join(missing)} here (Debian has them in {packages})")
+        sweep()
         lab = cls(nodes, proctrack or ("cgroup" if _freezer_is_ours() else "pgid"))
         try:
             lab._start()
@@ -131,9 +136,8 @@ class Lab:
         """End every process of the lab and remove its directory. Its network goes with its last process."""
         for name in reversed(list(self.hosts)):  # the first holds the others
             self.hosts.pop(name).kill()
-        with contextlib.suppress(FileNotFoundError):
-            _remove_cgroups(self._freezer)
-        shutil.rmtree(self.directory)
+        _remove(self.directory)
+        self._lock.close()
 
     def boot(self, node: str) -> None:
         """Start a node, or start it again after `crash`; `CONTROLLER` starts the controller's daemon."""
@@ -313,12 +317,20 @@ def _freezer_is_ours() -> bool:
     return _PRIVILEGED and os.access(_FREEZER / "tasks", os.W_OK)
 
 
-def _remove_cgroups(top: Path) -> None:
-    """Remove a control group and those in it. They are directories whose files cannot be removed."""
-    for directory, _, _ in os.walk(top, topdown=False):
-        tasks = Path(directory, "tasks")
-        wait_until(partial(_is_blank, tasks))
-        os.rmdir(directory)
+def sweep() -> None:
+    """Remove what labs have left on disk whose test runs were killed."""
+    for lock in _PLACE.glob(f"{_PREFIX}*/lock"):
+        with contextlib.suppress(OSError), open(lock) as file:  # another user's, or another sweep is faster
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(lock.parent)
+
+
+def _remove(directory: Path) -> None:
+    """Remove a lab's directory and control groups, whose files cannot be removed."""
+    for group, _, _ in os.walk(_FREEZER / directory.name, topdown=False):
+        wait_until(partial(_is_blank, Path(group, "tasks")))
+        os.rmdir(group)
+    shutil.rmtree(directory)
 
 
 def _is_blank(file: Path) -> bool:
