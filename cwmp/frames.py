@@ -86,6 +86,11 @@ class FrameReader:
                 return length, at + _LONG.size
         raise FrameError(f"a frame of {length} bytes was announced; at most {self._max_frame} are taken")
 
+    @property
+    def at_frame(self) -> bool:
+        """Whether the next byte begins a frame."""
+        return not self._have
+
     def limit(self, max_frame: int) -> None:
         """From now on take frames up to `max_frame` bytes."""
         self._max_frame = max_frame

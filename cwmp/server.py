@@ -19,10 +19,11 @@ import socket
 import threading
 import time
 from collections import deque
+from functools import partial
 from multiprocessing import AuthenticationError
 from typing import Any, Callable, Deque, Dict, Iterable, List, Optional, Set, Tuple
 
-from . import defaults
+from . import defaults, shortcut
 from .errors import CwmpError
 from .loop import Channel, Loop
 from .transport import FAILURE, RETURN, Wire, dump_message, failure, load_message
@@ -56,8 +57,12 @@ class Peer:
 
     def answer(self, value: Any) -> None:
         """Send something for a standing request; what is held for others goes first."""
-        self._held.append(dump_message((RETURN, value)))
-        self.settle()
+        reply = dump_message((RETURN, value))
+        if self._held:
+            self._held.append(reply)
+            self.settle()
+        else:
+            self.channel.send(reply)
 
     def settle(self) -> None:
         """Send the replies that are held."""
@@ -135,11 +140,13 @@ class Server:
         self._answering: Set[Peer] = set()  # peers that wait for an answer at the end of this round
         self._owing: Set[Peer] = set()  # peers that get their receipts some time
         self._closed = False
-        self._socket = _listen(address)
-        self._listening = True
-        self.address: Tuple[str, int] = self._socket.getsockname()[:2]
+        main = _listen(address)
+        self.address: Tuple[str, int] = main.getsockname()[:2]
+        beside = shortcut.listen(self.address[0], self.address[1], defaults.BACKLOG)
+        self._sockets = [main] if beside is None else [main, beside]
         _raise_descriptor_limit()
-        loop.watch(self._socket, self._accept)
+        self._listening = False
+        self._listen_on()
 
     # --- what is served ----------------------------------------------------------------------
 
@@ -188,14 +195,14 @@ class Server:
         while self._half_open and now - self._half_open[0][0] > defaults.HANDSHAKE_S:
             self._half_open.popleft()[1].hang_up()
         if not self._listening:
-            self._listening = True
-            self.loop.watch(self._socket, self._accept)
+            self._listen_on()
 
     def close(self) -> None:
         """Close every connection and stop listening."""
         self._closed = True
         self._pause()
-        self._socket.close()
+        for sock in self._sockets:
+            sock.close()
         for _, wire, thread in self._half_open:
             wire.hang_up()
             thread.join(_CROWDED_S)
@@ -211,7 +218,12 @@ class Server:
         self._answering.discard(peer)
         self.on_gone(peer, reason)
 
-    def _accept(self) -> None:
+    def _listen_on(self) -> None:
+        self._listening = True
+        for sock in self._sockets:
+            self.loop.watch(sock, partial(self._accept, sock))
+
+    def _accept(self, listener: socket.socket) -> None:
         """Take one connection in, and start its handshake."""
         now = time.monotonic()
         if len(self._half_open) >= defaults.MAX_HALF_OPEN:
@@ -220,7 +232,7 @@ class Server:
                 return
             self._half_open.popleft()[1].hang_up()
         try:
-            sock, address = self._socket.accept()
+            sock, address = listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError as error:
@@ -229,7 +241,7 @@ class Server:
             return
         sock.setblocking(True)
         wire = Wire(sock)
-        name = f"{address[0]}:{address[1]}"
+        name = f"{address[0]}:{address[1]}" if address else f"pid {shortcut.peer(sock)[0]}"
         thread = threading.Thread(target=self._handshake, args=(wire, name), name="handshake", daemon=True)
         self._half_open.append((now, wire, thread))
         try:
@@ -240,7 +252,8 @@ class Server:
 
     def _pause(self) -> None:
         self._listening = False
-        self.loop.forget(self._socket)
+        for sock in self._sockets:
+            self.loop.forget(sock)
 
     def _handshake(self, wire: Wire, name: str) -> None:
         """In a thread of its own: the mutual challenge, which ends or is hung up upon."""

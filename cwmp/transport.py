@@ -1,4 +1,4 @@
-"""The way to a master: TCP connections that speak the protocol of `multiprocessing.managers`.
+"""The way to a master: connections that speak the protocol of `multiprocessing.managers`.
 
 A request is the pickle of `(object, method, args, kwargs)`, a reply that of `(kind, value)`, each
 in a frame of `multiprocessing.connection`, after the mutual challenge of that module. So a plain
@@ -15,9 +15,9 @@ import sys
 from collections import deque
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import answer_challenge, deliver_challenge
-from typing import Any, Deque, Dict, List, Tuple
+from typing import Any, Deque, Dict, List, Optional, Tuple, Union
 
-from . import defaults, errors
+from . import defaults, errors, shortcut
 from .frames import FrameReader, header
 from .messages import JOB_QUEUE
 
@@ -67,6 +67,9 @@ def _raise_failure(text: Any) -> None:
 
 def set_options(sock: socket.socket) -> None:
     """What every cwmp connection wants: no Nagle delay, and a vanished peer noticed by the kernel."""
+    if sock.family == socket.AF_UNIX:  # has neither; but little room on the way, unless asked
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, defaults.MAX_BATCH_BYTES)
+        return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if sys.platform == "linux":
@@ -86,16 +89,38 @@ class Wire:
         self._frames: Deque[bytes] = deque()
         self.last_size = 0
         """Bytes of the last reply."""
+        self.sent = 0
+        """Frames sent."""
 
     # What multiprocessing's challenge functions ask of a connection:
 
     def send_bytes(self, body: bytes) -> None:
-        """Send one frame. Raises OSError."""
-        if len(body) <= _ONE_WRITE_BYTES:
-            self.sock.sendall(header(len(body)) + body)
-        else:
-            self.sock.sendall(header(len(body)))
-            self.sock.sendall(body)
+        """Send one frame. Raises OSError.
+
+        An interrupt (KeyboardInterrupt, or what a signal handler raises) finds the frame not sent at
+        all, or sent as a whole; `sent` tells which.
+        """
+        number = self.sent + 1
+        small = len(body) <= _ONE_WRITE_BYTES
+        parts = [header(len(body)) + body] if small else [header(len(body)), body]
+        log: List[int] = []
+        interrupt: Optional[BaseException] = None
+        while True:
+            try:
+                rest = _behind(parts, sum(log))
+                if not rest:
+                    self.sent = number
+                    break
+                # One step for the interpreter: an interrupt comes before it or after it.
+                log.extend(map(self.sock.send, (rest,)))
+            except OSError:
+                raise
+            except BaseException as error:
+                if not log:
+                    raise
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
     def recv_bytes(self, maxlength: int = 0) -> bytes:
         """The next frame. Raises EOFError, FrameError, OSError, or TimeoutError as set."""
@@ -132,6 +157,22 @@ class Wire:
             _raise_failure(value)
         return value
 
+    def peek(self) -> Optional[Tuple[int, Any]]:
+        """(size, value) of the reply that has arrived, left where it is for `skip`.
+
+        None where that is not one small and complete reply: `reply` tells what it is.
+        """
+        data = self.sock.recv(defaults.READ_BYTES, socket.MSG_PEEK)
+        if data[:4] == header(len(data) - 4) and not self._frames and self._reader.at_frame:
+            kind, value = load_message(data[4:])
+            if kind == RETURN:
+                return len(data), value
+        return None
+
+    def skip(self, size: int) -> None:
+        """Take `size` bytes that were looked at off the connection."""
+        self.sock.recv(size)
+
     def call(self, obj: Any, method: str, *args: Any) -> Any:
         """A request and its reply."""
         self.request(obj, method, *args)
@@ -160,6 +201,17 @@ class Wire:
         self.sock.close()
 
 
+def _behind(parts: List[bytes], sent: int) -> Union[bytes, memoryview]:
+    """What is to be sent next when so many bytes have left; empty at the end."""
+    for part in parts:
+        if not sent:
+            return part
+        if sent < len(part):
+            return memoryview(part)[sent:]
+        sent -= len(part)
+    return b""
+
+
 def connect(
     host: str, port: int, authkey: bytes, *, timeout_s: float = defaults.CONNECT_S + defaults.HANDSHAKE_S
 ) -> Wire:
@@ -169,7 +221,9 @@ def connect(
     """
     place = f"{host}:{port}"
     try:
-        sock = socket.create_connection((host, port), timeout=timeout_s)
+        sock = shortcut.connect(host, port, timeout_s) or socket.create_connection(
+            (host, port), timeout=timeout_s
+        )
     except socket.timeout:
         raise errors.ConnectError(f"no answer from {place} within {timeout_s:g} s") from None
     except OSError as error:
