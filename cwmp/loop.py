@@ -38,21 +38,24 @@ class _Selector:
     def poll(self, timeout_s: Optional[float]) -> List[Tuple[int, int]]:
         return [(key.fd, events) for key, events in self._selector.select(timeout_s)]
 
+    def fileno(self) -> int:
+        return self._selector.fileno()
+
     def close(self) -> None:
         self._selector.close()
 
 
 # epoll without `selectors` around it: that layer costs as much as a wake-up's other bookkeeping.
-_READ = getattr(select, "EPOLLIN", selectors.EVENT_READ)
-_WRITE = getattr(select, "EPOLLOUT", selectors.EVENT_WRITE)
-_Poller: Any = getattr(select, "epoll", _Selector)
+READ = getattr(select, "EPOLLIN", selectors.EVENT_READ)
+WRITE = getattr(select, "EPOLLOUT", selectors.EVENT_WRITE)
+Poller: Any = getattr(select, "epoll", _Selector)
 
 
 class Loop:
     """Waits for descriptors, and runs what other threads and signal handlers post."""
 
     def __init__(self) -> None:
-        self._poller = _Poller()
+        self._poller = Poller()
         self._readers: Dict[int, Callable[[], None]] = {}
         self._writers: Dict[int, Callable[[], None]] = {}
         self._posted: Deque[Callable[[], None]] = deque()
@@ -64,19 +67,19 @@ class Loop:
     def watch(self, fileobj: Any, on_readable: Callable[[], None]) -> None:
         """Call `on_readable` whenever there is something to read."""
         fd = _fd_of(fileobj)
-        self._poller.register(fd, _READ)
+        self._poller.register(fd, READ)
         self._readers[fd] = on_readable
 
     def watch_writes(self, fileobj: Any, on_writable: Callable[[], None]) -> None:
         """From now on call `on_writable` as well whenever there is room to write."""
         fd = _fd_of(fileobj)
-        self._poller.modify(fd, _READ | _WRITE)
+        self._poller.modify(fd, READ | WRITE)
         self._writers[fd] = on_writable
 
     def forget_writes(self, fileobj: Any) -> None:
         """Undo `watch_writes`."""
         fd = _fd_of(fileobj)
-        self._poller.modify(fd, _READ)
+        self._poller.modify(fd, READ)
         self._writers.pop(fd, None)
 
     def forget(self, fileobj: Any) -> None:
@@ -102,9 +105,9 @@ class Loop:
         """Wait up to `timeout_s` (None: for ever) and call what is due, once."""
         readers = self._readers
         for fd, events in self._poller.poll(timeout_s):
-            if events & _WRITE and fd in self._writers:
+            if events & WRITE and fd in self._writers:
                 self._writers[fd]()
-            if events & ~_WRITE and fd in readers:  # a hang-up or an error is found out by reading
+            if events & ~WRITE and fd in readers:  # a hang-up or an error is found out by reading
                 readers[fd]()
 
     def wake_on_signals(self) -> int:
@@ -170,6 +173,9 @@ class Channel:
         """Send frames, now as far as the peer takes them and later for the rest."""
         if not self.open:
             return
+        if len(bodies) == 1 and len(bodies[0]) <= _WRITE_AT_ONCE_BYTES and not self._unsent:
+            self._send_at_once(header(len(bodies[0])) + bodies[0])
+            return
         waiting = bool(self._unsent)  # then the loop is looking out for room already
         small: List[bytes] = []
         for body in bodies:
@@ -186,6 +192,19 @@ class Channel:
             self._flush()
             if self._unsent and self.open:
                 self._loop.watch_writes(self.sock, self._writable)
+
+    def _send_at_once(self, data: bytes) -> None:
+        """The common case, which with one job at a time everybody waits for: one small frame."""
+        try:
+            sent = self.sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            self._lost(os.strerror(error.errno) if error.errno else str(error))
+            return
+        if sent < len(data):
+            self._unsent.append(memoryview(data)[sent:])
+            self._loop.watch_writes(self.sock, self._writable)
 
     def close(self) -> None:
         """End the connection; `on_close` is not called."""

@@ -105,7 +105,8 @@ class ResultQueue:
     def report(self, peer: Peer, worker: int, report: Dict[str, Any], prompt: bool = True) -> Any:
         """A worker's news: outcomes, starts, deaths, returned jobs, its limit and facts about itself."""
         broker, touched = self._master.broker, self._master.touched
-        broker.heard(worker, self._master.now(), _whole_numbers(report.get("facts") or {}))
+        facts = report.get("facts")
+        broker.heard(worker, self._master.now(), _whole_numbers(facts) if facts else None)
         touched |= broker.finish(worker, report.get("outcomes", ()))
         if len(report) > 1 or "outcomes" not in report:
             touched |= broker.running(worker, report.get("running", ()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import pickle
-import selectors
 import signal
 import socket
 import sys
@@ -15,7 +14,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 from . import defaults, slot
 from .frames import FrameReader
 from .guardian import Guardian
-from .loop import Channel, Loop
+from .loop import READ, Channel, Loop, Poller
 from .messages import Lease, Outcome
 
 _PR_SET_PDEATHSIG = 1
@@ -72,7 +71,8 @@ class Pool:
         self._loop = loop
         self._note_hang_up = on_hang_up
         self._slots: List[Optional[_Process]] = [None] * size
-        self._selector = selectors.DefaultSelector()
+        self._poller = Poller()  # of what the slots write; a loop can watch it as a whole
+        self._slot_of: Dict[int, int] = {}  # by descriptor in `_poller`
         self._deaths: List[Tuple[int, Death]] = []
         self._last_words: List[Answers] = []  # answers of slots that have died
         self._refill_at: Dict[int, float] = dict.fromkeys(range(size), 0.0)
@@ -112,15 +112,16 @@ class Pool:
 
     def fileno(self) -> int:
         """A descriptor that is readable while slots have answers."""
-        return self._selector.fileno()
+        return int(self._poller.fileno())
 
     def answers(self) -> List[Answers]:
         """What the slots have answered, each in the order in which it was fed."""
         found, self._last_words = self._last_words, []
-        for key, _ in self._selector.select(0):
-            process = self._slots[key.data]
+        for fd, _ in self._poller.poll(0):
+            index = self._slot_of[fd]
+            process = self._slots[index]
             if process is not None:
-                answers = _read_answers(key.data, process)
+                answers = _read_answers(index, process)
                 if answers.outcomes:
                     found.append(answers)
         return found
@@ -166,7 +167,7 @@ class Pool:
         """Let idle slots exit by themselves, kill what is left after `patience_s`."""
         left = [process for process in self._slots if process is not None]
         for process in left:
-            self._selector.unregister(process.answers_in)
+            self._stop_listening(process)
             process.close()
         deadline = time.monotonic() + patience_s
         while left and time.monotonic() < deadline:
@@ -176,7 +177,7 @@ class Pool:
             _kill_group(process.pid)
             os.waitpid(process.pid, 0)
         self._slots = [None] * self.size
-        self._selector.close()
+        self._poller.close()
         self._guardian.dismiss()
 
     # --- one slot ----------------------------------------------------------------------------
@@ -198,8 +199,13 @@ class Pool:
         os.close(answers[1])
         self._guardian.watch(pid)
         channel = Channel(self._loop, ours, lambda _: None, lambda _: self._on_hang_up(index))
-        self._selector.register(answers[0], selectors.EVENT_READ, index)
+        self._poller.register(answers[0], READ)
+        self._slot_of[answers[0]] = index
         self._slots[index] = _Process(pid, channel, claims, answers[0])
+
+    def _stop_listening(self, process: _Process) -> None:
+        self._poller.unregister(process.answers_in)
+        del self._slot_of[process.answers_in]
 
     def _on_hang_up(self, index: int) -> None:
         """The slot closed its socket: it is dying, or a job has closed it."""
@@ -212,7 +218,7 @@ class Pool:
         """Note a death, and keep what the slot had answered before it."""
         self._last_words.append(_read_answers(index, process))
         self._slots[index] = None
-        self._selector.unregister(process.answers_in)
+        self._stop_listening(process)
         unclaimed = _read_claims(process.claims_in)
         process.close()
         _kill_group(process.pid, leader_too=False)  # what its jobs have left behind
