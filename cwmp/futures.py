@@ -14,6 +14,9 @@ from concurrent.futures import Future, InvalidStateError
 from concurrent.futures._base import FINISHED, PENDING, RUNNING
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
+from .messages import RESULT
+from .payload import load_value
+
 if TYPE_CHECKING:
     from .session import Session
 
@@ -36,6 +39,7 @@ class _OnDemand:
         with _making:
             if self._name not in future.__dict__:
                 future._wanted = True
+                future._session.attend()
                 setattr(future, self._name, self._make())
             return future.__dict__[self._name]
 
@@ -73,6 +77,8 @@ class ClusterFuture(Future):  # type: ignore[type-arg]
 
     def _await_end(self, timeout: Optional[float]) -> None:
         """Wait for the job's end, whatever it is, or for `timeout` seconds."""
+        if timeout is None:  # the short way may take some milliseconds longer than asked
+            self._session.read_for(self._number, self._settle_here)
         with _making:
             if self._state not in (PENDING, RUNNING):
                 return
@@ -82,6 +88,17 @@ class ClusterFuture(Future):  # type: ignore[type-arg]
                 gate.acquire()
         if gate.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
             gate.release()  # for the next who waits
+
+    def _settle_here(self, kind: int, data: Any) -> bool:
+        """In a thread that waits for this job: take in a plain result, if nothing else hangs on it."""
+        if kind != RESULT or self._wanted:
+            return False
+        try:
+            value = load_value(data)
+        except Exception:
+            return False  # the dispatcher knows what to do with that
+        self.settle(value, None)
+        return True
 
     def cancel(self) -> bool:
         """Cancel the job unless it was handed out already; blocks for one round trip to the master."""

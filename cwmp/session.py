@@ -11,20 +11,17 @@ here. So an idle system has no delay and a busy one large batches.
 
 from __future__ import annotations
 
-import atexit
 import logging
-import os
 import socket
-import sys
 import threading
 import time
-import weakref
 from collections import deque
 from typing import Any, Callable, Deque, Dict, Iterable, List, Optional, Tuple
 
-from . import defaults, payload
+from . import at_exit, defaults, payload
+from .collector import Collector
 from .errors import ConnectError, MasterLost
-from .messages import JOB_QUEUE, RESULT_QUEUE, RUNNING, Job, this_side
+from .messages import JOB_QUEUE, RUNNING, Job, this_side
 from .transport import Wire, connect, introduce
 
 log = logging.getLogger("cwmp")
@@ -68,9 +65,10 @@ class Session:
         self._lost: Optional[str] = None  # why the session has ended
         self._left = False  # because we have left
         self._ident, self._submit_wire, self._collect_wire = _join(host, port, authkey)
+        self._collector = Collector(self._collect_wire, self._ident)
         self._reader = threading.Thread(target=self._read_replies, name="cwmp-submit", daemon=True)
         self._reader.start()
-        _end_at_exit(self)
+        at_exit.finish(self)
 
     # --- submitting --------------------------------------------------------------------------
 
@@ -86,12 +84,21 @@ class Session:
             if self._lost is not None:
                 raise MasterLost(self._lost)
             number = self._next_number = self._next_number + 1
-            self._open[number] = token
             job = (number, function_bytes, call)
-            if self._prompt_under_way:
-                self._pending.append(job)
-            else:
-                self._put([job])
+            sent_before = self._submit_wire.sent
+            try:
+                self._open[number] = token
+                if self._prompt_under_way:
+                    self._pending.append(job)
+                else:
+                    self._put([job])
+                if self._collector.aside and len(self._open) > 1:
+                    self._collector.recall()
+            except BaseException:  # an interrupt, after which the caller may well go on
+                on_its_way = self._submit_wire.sent > sent_before or job in self._pending[-1:]
+                if not on_its_way:
+                    self._open.pop(number, None)
+                raise
         return number
 
     def _put(self, jobs: List[Job]) -> None:
@@ -101,9 +108,9 @@ class Session:
         there are more, it is `prompt`: what is submitted until its receipt is here travels together.
         """
         prompt = len(jobs) > 1 or bool(self._pending) or len(self._replies) >= defaults.UNHURRIED
-        self._prompt_under_way = prompt
         on_reply = self._on_prompt_put if prompt else _do_nothing
         self._request("put", self._ident, jobs, prompt, on_reply=on_reply)
+        self._prompt_under_way = prompt
 
     def withdraw(self, numbers: Iterable[int]) -> List[int]:
         """Cancel the jobs that have not been handed out; returns their numbers. Blocks for a round trip.
@@ -137,12 +144,18 @@ class Session:
 
     def _request(self, method: str, *args: Any, on_reply: Callable[[Any], None]) -> None:
         """Write one request; with the lock held, so that replies come in the order noted."""
-        self._replies.append((time.monotonic() + defaults.REPLY_S, on_reply))
+        awaited = (time.monotonic() + defaults.REPLY_S, on_reply)
+        sent_before = self._submit_wire.sent
         try:
+            self._replies.append(awaited)
             self._submit_wire.request(JOB_QUEUE, method, *args)
         except OSError as error:
             self._submit_wire.hang_up()  # the reader sees the end and says so to everybody
             log.debug("could not send %s: %s", method, error)
+        except BaseException:  # an interrupt: no reply will come to what was not sent
+            if self._submit_wire.sent == sent_before and self._replies and self._replies[-1] is awaited:
+                self._replies.pop()
+            raise
 
     def _on_prompt_put(self, _: Any) -> None:
         """The prompt put was acknowledged: send what has gathered meanwhile."""
@@ -182,24 +195,36 @@ class Session:
 
     def dispatch(self) -> None:
         """Collect events and pass them to `on_event`, until `close()` or the loss of the master."""
-        wire = self._collect_wire
+        collector = self._collector
         try:
-            acknowledged, when = 0, time.monotonic()
-            wire.request(RESULT_QUEUE, "collect", self._ident, acknowledged)
+            collector.start()
             while True:
-                seen, events = wire.reply()
-                if not events:
-                    self._explain_wait()
-                self._pass_on(events)
-                del events  # or they would live until the next ones come
-                now = time.monotonic()
-                large = wire.last_size > defaults.MAX_BATCH_BYTES // 4
-                if large or seen - acknowledged > defaults.MAX_BATCH_JOBS or now - when > defaults.BEAT_S:
-                    wire.request(RESULT_QUEUE, "collect", self._ident, seen)
-                    acknowledged, when = seen, now
+                collector.read(self._pass_on)
+                if not self._open:
+                    collector.stand_aside()
         except Exception as error:
             self._lose(error)
         self._end_open_jobs()
+
+    def read_for(self, number: int, settle: Callable[[int, Any], bool]) -> None:
+        """In a thread that waits for a job: read its end at once if nobody else does; see `Collector.visit`.
+
+        `settle(kind, data)` says whether it did. Returns in any case within milliseconds of the end.
+        """
+
+        def take(events: List[Any]) -> bool:
+            if len(events) != 1 or events[0][0] != number or not settle(*events[0][1:]):
+                return False
+            self._open.pop(number, None)
+            self._note_idle()
+            return True
+
+        self._collector.visit(take)
+
+    def attend(self) -> None:
+        """Somebody wants to know what happens without waiting for a result: it must be read promptly."""
+        if self._collector.aside:
+            self._collector.recall()
 
     def _explain_wait(self) -> None:
         """Nothing has happened for the length of a poll: if that is for want of workers, say so once."""
@@ -219,6 +244,8 @@ class Session:
 
     def _pass_on(self, events: List[Any]) -> None:
         """Tell the owner of these jobs what became of them."""
+        if not events:
+            self._explain_wait()
         tokens = self._open
         known = []
         self._telling = True  # jobs are not over before their owner knows
@@ -272,6 +299,7 @@ class Session:
         self._closing = self._left = True
         self._lost = "it belongs to the process that this one was forked from"
         self._open.clear()
+        self._collector.aside = False
         self._submit_wire.sock.close()  # without a shutdown, which would be for both
         self._collect_wire.sock.close()
 
@@ -341,44 +369,3 @@ def _join(host: str, port: int, authkey: bytes) -> Tuple[int, Wire, Wire]:
         raise
     wires[1].deadline(defaults.POLL_S + defaults.REPLY_S)
     return hello["member"], wires[0], wires[1]
-
-
-# --- at exit --------------------------------------------------------------------------------
-
-_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-_hooked = False
-
-
-def _end_at_exit(session: Session) -> None:
-    """Have the interpreter's end wait for this session's jobs, as `concurrent.futures` does."""
-    global _hooked
-    if not _hooked:
-        _hooked = True
-        atexit.register(_finish_sessions)
-        os.register_at_fork(after_in_child=_forget_sessions)
-    _sessions.add(session)
-
-
-def _forget_sessions() -> None:
-    """In a copy of the client that it forked: the sessions stay the original's."""
-    for session in list(_sessions):
-        session.abandon()
-    _sessions.clear()
-
-
-def _finish_sessions() -> None:
-    """Wait for open jobs, saying so; after Ctrl-C or an error, drop them instead."""
-    failed = getattr(sys, "last_type", None) is not None
-    for session in list(_sessions):
-        try:
-            if not failed and not session.wait_idle(2.0):
-                count = session.open_jobs()
-                print(
-                    f"cwmp: waiting for {count} open job{'s' * (count != 1)} at {session.place} before exit "
-                    "(Ctrl-C drops them)",
-                    file=sys.stderr,
-                )
-                session.wait_idle()
-        except KeyboardInterrupt:
-            failed = True
-        session.close()

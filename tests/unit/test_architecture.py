@@ -21,9 +21,10 @@ PACKAGE = ROOT / "cwmp"
 # A room imports only from the rows above its own, never from its neighbours in the row.
 ROWS: Tuple[Tuple[str, ...], ...] = (
     ("errors", "defaults", "ids", "messages"),
-    ("records", "captures", "children", "cpus", "frames", "guardian", "home", "stock"),
+    ("at_exit", "records", "captures", "children", "cpus", "frames", "guardian", "home", "shortcut", "stock"),
     ("broker", "loop", "payload", "rendezvous", "transport"),
-    ("line", "server", "session", "surroundings"),
+    ("collector", "line", "server", "surroundings"),
+    ("session",),
     ("futures", "master", "outcomes", "slot"),
     ("client", "pool"),
     ("worker",),

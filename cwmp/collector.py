@@ -1,0 +1,112 @@
+"""Reading what the master says of a client's jobs: by the dispatcher's thread, or by who waits.
+
+Who submits a job, waits for its result and does so again would have each result read by the
+dispatcher and then be woken by it. So when no job is open any more and somebody had to wait, the dispatcher
+*stands aside* for a moment, and a thread that waits for the next job reads the result itself, which saves
+it one change of threads of a round trip's few. Everything but that simple case is left to the dispatcher.
+"""
+
+from __future__ import annotations
+
+import select
+import threading
+import time
+from typing import Any, Callable, List
+
+from . import defaults
+from .messages import RESULT_QUEUE
+from .transport import Wire
+
+_ASIDE_S = 0.004  # how long the dispatcher waits for another visitor; others' events may be that late
+
+
+class Collector:
+    """One client's standing `collect`, read in turns."""
+
+    def __init__(self, wire: Wire, ident: int) -> None:
+        self._wire = wire
+        self._ident = ident
+        self._turn = threading.Lock()  # held by the thread that reads
+        self._acknowledged = self._seen = 0  # numbers of events
+        self._when = 0.0  # of the last acknowledgement
+        self._visits = 0
+        self._visitor_came = False  # while the dispatcher was reading
+        self._recalled = threading.Lock()  # released to end the dispatcher's standing aside
+        self._recalled.acquire()
+        self._arrivals = select.poll()
+        self._arrivals.register(wire.sock, select.POLLIN)
+        self.aside = False
+        """Whether the dispatcher stands aside."""
+
+    # --- the dispatcher ----------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Ask for events. Raises OSError."""
+        self._when = time.monotonic()
+        self._wire.request(RESULT_QUEUE, "collect", self._ident, 0)
+
+    def read(self, pass_on: Callable[[List[Any]], None]) -> None:
+        """Wait for the next events and pass them on. Raises EOFError, OSError or a CwmpError."""
+        with self._turn:
+            seen, events = self._wire.reply()
+            pass_on(events)
+            self._seen = seen
+        del events  # or they would live until the next ones come
+        self._acknowledge(self._wire.last_size > defaults.MAX_BATCH_BYTES // 4)
+
+    def stand_aside(self) -> None:
+        """No job is open: leave reading to those who wait, as long as they keep coming."""
+        if not self._visitor_came:
+            return
+        self._visitor_came = False
+        visits = -1
+        self.aside = True
+        while self.aside and visits != self._visits:
+            visits = self._visits
+            self._recalled.acquire(timeout=_ASIDE_S)
+            self._acknowledge()
+        self.aside = False
+
+    def _acknowledge(self, large: bool = False) -> None:
+        """Tell the master from time to time what it need not keep any longer."""
+        now, seen = time.monotonic(), self._seen
+        many = seen - self._acknowledged > defaults.MAX_BATCH_JOBS
+        if (large or many or now - self._when > defaults.BEAT_S) and seen != self._acknowledged:
+            self._wire.request(RESULT_QUEUE, "collect", self._ident, seen)
+            self._acknowledged, self._when = seen, now
+
+    # --- everybody else ----------------------------------------------------------------------
+
+    def visit(self, take: Callable[[List[Any]], bool]) -> None:
+        """In a thread that waits for a job: if the dispatcher stands aside, read the next events.
+
+        May return without. `take(events)` returns False for what the dispatcher must see to. Events
+        leave the connection after they were taken, so that an interrupt anywhere in here loses none.
+        """
+        if not self.aside:
+            self._visitor_came = True
+            return
+        with self._turn:
+            self._visits += 1
+            while self.aside:
+                if self._arrivals.poll(1000 * _ASIDE_S) and self._read_as_visitor(take):
+                    return
+
+    def _read_as_visitor(self, take: Callable[[List[Any]], bool]) -> bool:
+        peeked = self._wire.peek()
+        if peeked is not None:
+            size, (seen, events) = peeked
+            if take(events):
+                self._wire.skip(size)
+                self._seen = seen
+                return True
+        self.recall()
+        return False
+
+    def recall(self) -> None:
+        """Have the dispatcher go on reading."""
+        self.aside = False
+        try:
+            self._recalled.release()
+        except RuntimeError:
+            pass  # it was recalled before
