@@ -37,7 +37,8 @@ ROWS: Tuple[Tuple[str, ...], ...] = (
 # The same inside the room that has many modules.
 SLURM_ROWS: Tuple[Tuple[str, ...], ...] = (
     ("commands", "options"),
-    ("records", "scripts"),
+    ("records", "scripts", "seats"),
+    ("keeper",),
     ("launcher",),
 )
 ROW = {room: number for number, row in enumerate(ROWS) for room in row}
