@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Callable, Hashable, List, Optional, Set, Type, Union
 
 from . import rendezvous
-from .errors import DuplicateJob
+from .errors import DuplicateJob, UsageError
 from .messages import RUNNING
 from .outcomes import settle
 from .session import Event, Session
@@ -28,7 +28,8 @@ class ClientThread(threading.Thread):
     logged.
 
     `host` is "node", "node:port" or None, which finds the cluster: CWMP_MASTER, the rendezvous of
-    this user, then localhost. Any hashable is a job id, and many threads may submit.
+    this user, then localhost. Any hashable is a job id, and many threads may submit. With `max_pending`
+    `submit` waits while so many jobs are open, so a program of endless jobs needs no more memory.
 
     >>> def done(jobid, result):                          # doctest: +SKIP
     ...     print(jobid, result)
@@ -45,13 +46,19 @@ class ClientThread(threading.Thread):
         *,
         authkey: Union[bytes, str, None] = None,
         on_error: Optional[OnError] = None,
+        max_pending: Optional[int] = None,
     ) -> None:
+        if max_pending is not None and (type(max_pending) is not int or max_pending < 1):
+            raise UsageError(f"max_pending must be a whole number from 1 up, or None, not {max_pending!r}")
         super().__init__(name="cwmp-client", daemon=True)
+        self._max_pending = max_pending
         self._callback = callback
         self._on_error = on_error
         self._where = (host, port, authkey)
         self._session: Optional[Session] = None
-        self._ended = threading.Condition()  # notified when no job is unfinished; guards these two:
+        lock = threading.RLock()  # guards `_open` and `_unfinished`
+        self._ended = threading.Condition(lock)  # notified when no job is unfinished
+        self._room = threading.Condition(lock)  # notified when fewer than `max_pending` are
         self._open: Set[Hashable] = set()  # ids of jobs without an outcome
         self._unfinished = 0  # jobs without an outcome, or whose callback has yet to return
         self._first_failure: Optional[BaseException] = None
@@ -68,11 +75,14 @@ class ClientThread(threading.Thread):
     def submit(self, jobid: Hashable, func: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """Have the cluster call `func(*args, **kwargs)`.
 
+        Waits while `max_pending` jobs are open, except in a callback, which would wait for itself.
         Raises DuplicateJob while a job of this id is open, PayloadError for what can't be pickled,
         MasterLost when the master is gone, RuntimeError before `start()` and after `stop()`.
         """
         session = self._joined()
         with self._ended:
+            if self._max_pending is not None and threading.current_thread() is not self:
+                self._room.wait_for(self._has_room)
             if jobid in self._open:
                 raise DuplicateJob(f"job {jobid!r} is still open: wait for it, or give this one another id")
             self._open.add(jobid)
@@ -176,3 +186,8 @@ class ClientThread(threading.Thread):
             self._unfinished -= 1
             if not self._unfinished:
                 self._ended.notify_all()
+            if self._max_pending is not None and self._has_room():
+                self._room.notify()
+
+    def _has_room(self) -> bool:
+        return self._max_pending is None or self._unfinished < self._max_pending

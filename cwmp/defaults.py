@@ -90,6 +90,10 @@ pays for more receipts. More: a burst begins with more messages of a single job.
 MAX_BATCH_JOBS = 2000
 """Jobs in one message. Larger: fewer messages, longer pauses of each side while it works on one."""
 
+BUFFER_JOBS = 10_000
+"""Jobs that `map_unordered` submits ahead of the results taken, unless told otherwise. Fewer: a large
+cluster with short jobs runs dry. More: memory, some 1 KiB for a small job."""
+
 MAX_BATCH_BYTES = 1 << 20
 """Bytes in one message after which no further job is added to it."""
 

@@ -6,16 +6,17 @@ import threading
 import time
 import weakref
 from concurrent.futures import Executor
-from itertools import islice
+from functools import partial
 from types import TracebackType
 from typing import Any, Callable, Iterable, Iterator, List, Optional, Tuple, Type, Union
 
-from . import rendezvous
+from . import defaults, rendezvous
 from .futures import ClusterFuture
-from .messages import ERROR, RESULT, RUNNING
+from .messages import RESULT, RUNNING
 from .outcomes import settle, unreadable
-from .payload import dump_error, dump_value, load_value
+from .payload import load_value
 from .session import CANCELLED, Event, Session
+from .streams import Args, Submit, as_they_come, call_each, check_sizes, chunked, each_of, in_order, withdraw
 
 
 class ClusterExecutor(Executor):
@@ -67,22 +68,56 @@ class ClusterExecutor(Executor):
         *iterables: Iterable[Any],
         timeout: Optional[float] = None,
         chunksize: int = 1,
+        buffersize: Optional[int] = None,
     ) -> Iterator[Any]:
         """Like the built-in `map`, in parallel: an iterator over the results, in order.
 
         `timeout` is in seconds from this call; TimeoutError is raised by the iterator. `chunksize` calls
-        travel as one job. Abandoning the iterator cancels what has not started.
+        travel as one job. With `buffersize` at most so many jobs (of `chunksize` calls) are submitted ahead
+        of the results taken, so the iterables may be endless; without it all are submitted at once.
+        Abandoning the iterator cancels what has not started. Raises ValueError for sizes below 1.
         """
-        if chunksize < 1:
-            raise ValueError(f"chunksize must be at least 1, not {chunksize}")
+        check_sizes(chunksize, buffersize)
         deadline = None if timeout is None else time.monotonic() + timeout
-        calls = zip(*iterables)
+        submit, calls = self._packed(fn, zip(*iterables), chunksize)
+        results = in_order(self._session, submit, calls, buffersize, deadline)
+        return results if chunksize == 1 else each_of(results)
+
+    def map_unordered(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: Optional[float] = None,
+        chunksize: int = 1,
+        buffersize: Optional[int] = None,
+    ) -> Iterator[Any]:
+        """Like `map`, but results come as jobs end, the first to end first.
+
+        `buffersize` is `BUFFER_JOBS` (10,000) unless given, so endless iterables need no more memory.
+
+        >>> with ClusterExecutor() as executor:             # doctest: +SKIP
+        ...     for value in executor.map_unordered(pow, range(10**9), range(10**9)):
+        ...         print(value)
+        """
+        check_sizes(chunksize, buffersize)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        submit, calls = self._packed(fn, zip(*iterables), chunksize)
+        ahead = defaults.BUFFER_JOBS if buffersize is None else buffersize
+        results = as_they_come(self._session, submit, calls, ahead, deadline)
+        return results if chunksize == 1 else each_of(results)
+
+    def _packed(
+        self, fn: Callable[..., Any], calls: Iterator[Args], chunksize: int
+    ) -> Tuple[Submit, Iterator[Args]]:
+        """How to submit the jobs of a stream, and what they are called with."""
         if chunksize == 1:
-            futures = [self.submit(fn, *call) for call in calls]
-            return _results(self._session, futures, deadline)
-        chunks = iter(lambda: list(islice(calls, chunksize)), [])
-        futures = [self.submit(_call_each, fn, chunk) for chunk in chunks]
-        return _each_of(_results(self._session, futures, deadline))
+            return partial(self._submit, fn), calls
+        return partial(self._submit, call_each), chunked(calls, fn, chunksize)
+
+    def _submit(self, fn: Callable[..., Any], token: Any, call: Args) -> int:
+        if self._shut_down:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        return self._session.submit(token, fn, call, {})
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept no further call; with `wait`, return when all have ended.
@@ -91,7 +126,7 @@ class ClusterExecutor(Executor):
         """
         self._shut_down = True
         if cancel_futures:
-            self._cancel_queued()
+            withdraw(self._session, self._session.tokens())
         self._session.close_when_idle()
         if wait and threading.current_thread() is not self._dispatcher:
             self._dispatcher.join()
@@ -107,11 +142,6 @@ class ClusterExecutor(Executor):
             self._session.close()  # an interrupt: nobody waits for the results any more
         self.shutdown(wait=True)
         return None
-
-    def _cancel_queued(self) -> None:
-        by_number = {future._number: future for future in self._session.tokens() if not future.running()}
-        for number in self._session.withdraw(by_number):
-            by_number[number].end_cancelled()
 
 
 def _on_events(events: List[Event]) -> None:
@@ -131,42 +161,3 @@ def _on_events(events: List[Event]) -> None:
             future.end_cancelled()
         else:
             future.settle(*settle(kind, data))
-
-
-def _results(session: Session, futures: List[ClusterFuture], deadline: Optional[float]) -> Iterator[Any]:
-    """The futures' results in order, dropping each future as it is passed on."""
-    try:
-        futures.reverse()
-        while futures:
-            left_s = None if deadline is None else deadline - time.monotonic()
-            value = futures[-1].result(left_s)
-            futures.pop()
-            yield value
-            del value
-    finally:
-        if futures:
-            by_number = {future._number: future for future in futures if not future.done()}
-            for number in session.withdraw(by_number):
-                by_number[number].end_cancelled()
-
-
-def _call_each(fn: Callable[..., Any], chunk: List[Tuple[Any, ...]]) -> List[Tuple[bool, bytes]]:
-    """In a slot: the calls of one chunk, each with an outcome of its own."""
-    return [_call(fn, args) for args in chunk]
-
-
-def _call(fn: Callable[..., Any], args: Tuple[Any, ...]) -> Tuple[bool, bytes]:
-    try:
-        return True, dump_value(fn(*args))
-    except Exception as error:
-        return False, dump_error(error)
-
-
-def _each_of(chunks: Iterator[List[Tuple[bool, bytes]]]) -> Iterator[Any]:
-    """The results of the calls in each chunk."""
-    for chunk in chunks:
-        for succeeded, data in chunk:
-            value, error = settle(RESULT if succeeded else ERROR, data)
-            if error is not None:
-                raise error
-            yield value

@@ -26,7 +26,7 @@ ROWS: Tuple[Tuple[str, ...], ...] = (
     ("collector", "line", "server", "surroundings"),
     ("session",),
     ("futures", "master", "outcomes", "slot"),
-    ("client", "pool"),
+    ("client", "pool", "streams"),
     ("worker",),
     ("executor",),
     ("background", "local"),
