@@ -12,7 +12,7 @@ import os
 import signal
 import stat
 import sys
-from typing import Any, Callable, List, NoReturn, Optional
+from typing import Any, Callable, List, NoReturn, Optional, Sequence, Tuple
 
 from .. import rendezvous
 from ..errors import CwmpError, UsageError
@@ -172,6 +172,26 @@ def _open_descriptor(text: str) -> int:
         return int(text)
     except (ValueError, OSError, OverflowError):
         raise UsageError(f"{text!r} is not an open descriptor") from None
+
+
+def split_program(argv: List[str], value_options: Sequence[str]) -> Tuple[List[str], List[str]]:
+    """Our own arguments, and the program's: all from the first word after `run` on.
+
+    `value_options` are those of ours that take the next word with them.
+
+    >>> split_program(["run", "-n", "2", "job.py", "-n", "7"], ["-n"])
+    (['run', '-n', '2'], ['job.py', '-n', '7'])
+    """
+    words: List[str] = []
+    skip = False
+    for place, word in enumerate(argv):
+        if skip or (word.startswith("-") and word != "--"):
+            skip = not skip and word in value_options
+            continue
+        if words == ["run"]:
+            return argv[:place], argv[place + (word == "--") :]
+        words.append(word)
+    return argv, []
 
 
 # --- life -----------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import List, Optional, Tuple
+from typing import List, Optional
 
 from .. import cpus, rendezvous
 from . import common
@@ -36,27 +36,9 @@ _VALUE_OPTIONS = ("-n", "--name")
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the command; returns its exit status."""
-    ours, program = split_program(sys.argv[1:] if argv is None else argv)
+    ours, program = common.split_program(sys.argv[1:] if argv is None else argv, _VALUE_OPTIONS)
     parser = _parser()
     return common.run(parser, lambda args: _ACTIONS[args.action](args, program), ours)
-
-
-def split_program(argv: List[str]) -> Tuple[List[str], List[str]]:
-    """Our own arguments, and the program's: all from the first word after `run` on.
-
-    >>> split_program(["run", "-n", "2", "job.py", "-n", "7"])
-    (['run', '-n', '2'], ['job.py', '-n', '7'])
-    """
-    words: List[str] = []
-    skip = False
-    for place, word in enumerate(argv):
-        if skip or (word.startswith("-") and word != "--"):
-            skip = not skip and word in _VALUE_OPTIONS
-            continue
-        if words == ["run"]:
-            return argv[:place], argv[place + (word == "--") :]
-        words.append(word)
-    return argv, []
 
 
 def _parser() -> common.Parser:

@@ -22,7 +22,7 @@ PACKAGE = ROOT / "cwmp"
 ROWS: Tuple[Tuple[str, ...], ...] = (
     ("errors", "defaults", "ids", "messages"),
     ("at_exit", "records", "captures", "children", "cpus", "frames", "guardian", "home", "shortcut", "stock"),
-    ("broker", "loop", "payload", "rendezvous", "transport"),
+    ("broker", "loop", "payload", "program", "rendezvous", "transport"),
     ("collector", "line", "server", "surroundings"),
     ("session",),
     ("futures", "master", "outcomes", "slot"),

@@ -264,7 +264,7 @@ def test_a_leash_must_be_something_that_can_end() -> None:
     ],
 )
 def test_what_is_for_the_program(argv: List[str], split: Tuple[List[str], List[str]]) -> None:
-    assert local.split_program(argv) == split
+    assert common.split_program(argv, ["-n", "--name"]) == split
 
 
 # --- cwmp-status ----------------------------------------------------------------------------
