@@ -11,6 +11,7 @@ COMMANDS = {
     "worker": "run jobs on this node's cores, for a master",
     "status": "show a cluster's workers, clients and jobs",
     "local": "a whole cluster on this machine: start, stop, status, run",
+    "slurm": "a cluster on SLURM: start, stop, status, scale, keep, script, run",
 }
 
 

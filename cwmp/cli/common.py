@@ -7,12 +7,14 @@ comes with one line on standard error that says why.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import signal
 import stat
 import sys
-from typing import Any, Callable, List, NoReturn, Optional, Sequence, Tuple
+from types import FrameType
+from typing import Any, Callable, Iterator, List, NoReturn, Optional, Sequence, Tuple
 
 from .. import rendezvous
 from ..errors import CwmpError, UsageError
@@ -215,6 +217,24 @@ def on_stop_signals(stop: Callable[[], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda *_: stop())
+
+
+@contextlib.contextmanager
+def signals_as_exit() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise SystemExit meanwhile, so that what was begun is undone on the way out."""
+
+    def leave(number: int, _frame: Optional[FrameType]) -> None:
+        raise SystemExit(128 + number)
+
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            before[number] = signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def announce(args: argparse.Namespace, line: str) -> None:

@@ -50,8 +50,8 @@ _INHERITED = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SCANCEL_", "S
 _OF_ANOTHER_CLUSTER = ("CWMP_MASTER", "CWMP_NAME")
 
 # The name is last but one, for it may contain anything; the dot tells that the line is whole.
-_FORMAT = "%F|%K|%T|%r|%B|%N|%L|%j|."
-_FIELDS = 7
+_FORMAT = "%F|%K|%T|%r|%B|%N|%L|%M|%j|."
+_FIELDS = 8
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class SlurmJob:
     nodes: str = ""  # all of them, as SLURM writes it: n[1-3]
     name: str = ""
     time_left_s: Optional[float] = None  # None: no limit, or not told
+    ran_s: Optional[float] = None  # since its last start
     restarts: int = 0  # told by `ended` only
     exit_code: Optional[str] = None  # told by `ended` only: "status:signal"
 
@@ -100,7 +101,9 @@ def submit(script: str, options: Sequence[str] = ()) -> str:
     raise SlurmError(f"sbatch did not say which job it made, but {output.strip()[:200]!r}")
 
 
-def queue(jobs: Sequence[str], *, patience_s: float = PATIENCE_S) -> List[SlurmJob]:
+def queue(
+    jobs: Sequence[str], *, patience_s: float = PATIENCE_S, timeout_s: float = COMMAND_S
+) -> List[SlurmJob]:
     """What SLURM knows of these jobs ("17", or "17_3" for one element), each element of an array by itself.
 
     That includes those that ended a moment ago; whatever SLURM does not know (any more) is missing.
@@ -109,13 +112,14 @@ def queue(jobs: Sequence[str], *, patience_s: float = PATIENCE_S) -> List[SlurmJ
         return []
     arguments = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(jobs)}", "-o", _FORMAT]
     try:
-        output = run(arguments, patience_s=patience_s)
+        output = run(arguments, patience_s=patience_s, timeout_s=timeout_s)
     except SlurmError as error:
         if not _UNKNOWN_JOB.search(str(error)):
             raise
         if len(jobs) == 1:
             return []
-        return [found for job in jobs for found in queue([job], patience_s=patience_s)]
+        every = [queue([job], patience_s=patience_s, timeout_s=timeout_s) for job in jobs]
+        return [found for each in every for found in each]
     return [job for line in output.splitlines() for job in _parse_line(line)]
 
 
@@ -137,6 +141,11 @@ def ended(job: str) -> Optional[SlurmJob]:
 def cancel(jobs: Sequence[str]) -> None:
     """End these jobs; those that are unknown or have ended already are fine."""
     _scancel(["scancel", *jobs] if jobs else [])
+
+
+def cancel_waiting(jobs: Sequence[str]) -> None:
+    """End what has not begun of these jobs."""
+    _scancel(["scancel", "--state=PENDING", *jobs] if jobs else [])
 
 
 def signal(jobs: Sequence[str], name: str = "TERM", *, steps: bool = False) -> None:
@@ -243,7 +252,7 @@ def _parse_line(line: str) -> List[SlurmJob]:
     fields = line.strip().split("|", _FIELDS)
     if len(fields) != _FIELDS + 1 or not fields[-1].endswith("|.") or not fields[0].isdecimal():
         raise SlurmError(f"squeue printed something that cannot be understood: {line.strip()[:200]!r}")
-    job, tasks, state, reason, node, nodes, left, name = fields
+    job, tasks, state, reason, node, nodes, left, used, name = fields
     return [
         SlurmJob(
             job=job,
@@ -254,6 +263,7 @@ def _parse_line(line: str) -> List[SlurmJob]:
             nodes=_told(nodes),
             name=name[:-2],
             time_left_s=duration_s(left),
+            ran_s=duration_s(used),
         )
         for task in _tasks(tasks)
     ]
@@ -311,6 +321,7 @@ def _parse_record(line: str) -> Optional[SlurmJob]:
         node=_told(values.get("BatchHost", "")),
         nodes=_told(values.get("NodeList", "")),
         name=name[1] if name else "",
+        ran_s=duration_s(values.get("RunTime", "")),
         restarts=int(values.get("Restarts") or 0),
         exit_code=values.get("ExitCode"),
     )

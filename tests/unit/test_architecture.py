@@ -36,10 +36,13 @@ ROWS: Tuple[Tuple[str, ...], ...] = (
 )
 # The same inside the room that has many modules.
 SLURM_ROWS: Tuple[Tuple[str, ...], ...] = (
-    ("commands", "options"),
+    ("commands", "logs", "masters", "options", "reasons"),
     ("records", "scripts", "seats"),
-    ("keeper",),
+    ("keeper", "submission"),
+    ("here", "waiting"),
+    ("ending",),
     ("launcher",),
+    ("sizing",),
 )
 ROW = {room: number for number, row in enumerate(ROWS) for room in row}
 

@@ -135,7 +135,7 @@ def test_module_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_module_with_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["slave"]) == 2
-    assert capsys.readouterr().err == "cwmp: no command 'slave': use one of master, worker, status, local\n"
+    assert capsys.readouterr().err == "cwmp: no command 'slave': use one of master, worker, status, local, slurm\n"
 
 
 # --- failures and the ready line ------------------------------------------------------------

@@ -1,0 +1,73 @@
+"""A master on the host that `cwmp-slurm start --master here` is typed on, instead of in a job."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import signal
+import time
+from typing import List
+
+from .. import rendezvous
+from ..children import STOP_S, Child, end_children, spawn, wait_ready
+from ..errors import CwmpError
+from ..home import home
+from . import logs, records, scripts
+from .records import Pool
+from .submission import place
+
+_POLL_S = 0.02  # between two looks at a process that is not our child
+
+
+def log_path(pool: Pool) -> str:
+    """Where that master writes."""
+    return scripts.log_path(pool.options, str(home()), "here", master=True)
+
+
+def start(pool: Pool) -> None:
+    """Start it in the background and record it; returns when it accepts connections."""
+    # On every interface, unless --host comes behind it.
+    arguments = ["--host", "0.0.0.0", *scripts.master_arguments(pool.options, place())]
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW
+    log = os.open(log_path(pool), flags, 0o600)
+    children: List[Child] = []
+    try:
+        spawn([], master=arguments, worker=[], outputs=(log, log), into=children)
+        pool.master_pid = children[0].process.pid
+        pool.master_birth = rendezvous.process_birth(pool.master_pid) or 0.0
+        records.save(pool)
+        wait_ready(children, [])
+    except BaseException as error:
+        end_children(children, os.getpid(), 0.0)
+        if isinstance(error, CwmpError):
+            raise CwmpError(f"the master did not start: {error}{logs.told(log_path(pool))}") from None
+        raise
+    finally:
+        os.close(log)
+    children[0].let_go()
+
+
+def runs(pool: Pool) -> bool:
+    """Whether that master runs; of one on another host this is taken on trust."""
+    if pool.master_pid is None:
+        return False
+    return pool.node != platform.node() or rendezvous.process_birth(pool.master_pid) == pool.master_birth
+
+
+def stop(pool: Pool) -> None:
+    """End that master; CwmpError that says where it runs when that is another host."""
+    if not runs(pool):
+        return
+    assert pool.master_pid is not None
+    if pool.node != platform.node():
+        raise CwmpError(
+            f"the master of cluster {pool.name!r} runs on {pool.node} (pid {pool.master_pid}), not in a job: "
+            f"type cwmp-slurm --name {pool.name} stop there"
+        )
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pool.master_pid, number)
+        deadline = time.monotonic() + STOP_S
+        while runs(pool) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
