@@ -119,10 +119,18 @@ class Broker:
 
     def heard(self, ident: int, now: float, facts: Optional[Dict[str, Any]] = None) -> None:
         """A sign of life from a worker, perhaps with news of itself. Raises UnknownMember."""
-        worker = self._worker(ident)
-        worker.heard = now
-        if facts:
-            worker.facts.update(facts)
+        self._worker(ident).hear(now, facts)
+
+    def drain(self, ident: int) -> bool:
+        """A worker is to get no more jobs; False if it is not here."""
+        worker = self._workers.get(ident)
+        if worker is not None:
+            worker.draining = True
+        return worker is not None
+
+    def is_draining(self, ident: int) -> bool:
+        """Whether a worker gets no more jobs. Raises UnknownMember."""
+        return self._worker(ident).draining
 
     # --- jobs --------------------------------------------------------------------------------
 
@@ -345,14 +353,8 @@ class Broker:
                 "failed": self.failed,
                 "cancelled": self.cancelled,
             },
-            "workers": [
-                {"id": w.ident, **w.facts, "held": len(w.held), "silent_s": round(now - w.heard, 3)}
-                for w in self._workers.values()
-            ],
-            "clients": [
-                {"id": c.ident, **c.facts, "queued": c.queued, "running": len(c.open) - c.queued}
-                for c in self._clients.values()
-            ],
+            "workers": [worker.describe(now) for worker in self._workers.values()],
+            "clients": [client.describe() for client in self._clients.values()],
         }
 
     def workers(self) -> List[int]:

@@ -64,7 +64,7 @@ class _Collect:
 class JobQueue:
     """What workers and clients call to pass jobs on; `messages` lists the calls."""
 
-    exposed = ("join", "put", "cancel", "take", "status")
+    exposed = ("join", "put", "cancel", "take", "drain", "status")
 
     def __init__(self, master: Master) -> None:
         self._master = master
@@ -85,9 +85,18 @@ class JobQueue:
     def take(self, peer: Peer, worker: int, limit: int) -> Any:
         """From now on send a worker leases, up to `limit` in all until a report changes that."""
         self._master.broker.heard(worker, self._master.now())
+        if self._master.broker.is_draining(worker):
+            return None
         self._master.takes[worker] = _Take(peer, _whole_number(limit), self._master.slots[worker])
         self._master.set_limit(worker, limit)
         return STANDING
+
+    def drain(self, peer: Peer, workers: List[int]) -> List[int]:
+        """Let workers go when what they run has ended, however long that takes; returns those that are here.
+
+        They give back at once what they have not begun.
+        """
+        return [worker for worker in workers if self._master.drain(_whole_number(worker))]
 
     def status(self, peer: Peer) -> Dict[str, Any]:
         """What `cwmp-status` shows."""
@@ -106,7 +115,7 @@ class ResultQueue:
         """A worker's news: outcomes, starts, deaths, returned jobs, its limit and facts about itself."""
         broker, touched = self._master.broker, self._master.touched
         facts = report.get("facts")
-        broker.heard(worker, self._master.now(), _whole_numbers(facts) if facts else None)
+        broker.heard(worker, self._master.now(), said_of_itself(facts) if facts else None)
         touched |= broker.finish(worker, report.get("outcomes", ()))
         if len(report) > 1 or "outcomes" not in report:
             touched |= broker.running(worker, report.get("running", ()))
@@ -204,7 +213,7 @@ class Master:
         role, ident = hello.get("role"), hello.get("member")
         if role not in (CLIENT, WORKER) or type(ident) not in (int, type(None)):
             raise UsageError(f"nobody can join as {role!r} {ident!r}")
-        facts: Dict[str, Any] = {"node": str(hello.get("node")), **_whole_numbers(hello)}
+        facts: Dict[str, Any] = {"node": str(hello.get("node")), **said_of_itself(hello)}
         if ident is None and role == WORKER:
             if facts.get("slots", 0) < 1:
                 raise UsageError("a worker needs at least one slot")
@@ -237,10 +246,19 @@ class Master:
         if take is None:
             return
         take.limit = _whole_number(limit)
-        if take.room <= 0:
+        if take.room <= 0 or self.broker.is_draining(worker):
             self._hungry.pop(worker, None)
         elif worker not in self._hungry:
             self._hungry[worker] = take
+
+    def drain(self, worker: int) -> bool:
+        """Let a worker go; False if it is not here."""
+        here = self.broker.drain(worker)
+        self._hungry.pop(worker, None)
+        take = self.takes.get(worker)
+        if here and take is not None:
+            take.peer.answer(None)
+        return here
 
     def _on_gone(self, peer: Peer, reason: str) -> None:
         if peer.member is not None:
@@ -346,10 +364,28 @@ def _whole_number(value: Any) -> int:
     return value
 
 
-def _whole_numbers(facts: Dict[str, Any]) -> Dict[str, int]:
-    """What a member may say of itself in numbers, as far as they are numbers."""
-    names = ("pid", "slots", "busy", "done", "rss_bytes")
-    return {name: facts[name] for name in names if type(facts.get(name)) is int}
+_SAID = {
+    "pid": int,
+    "slots": int,
+    "busy": int,
+    "done": int,
+    "rss_bytes": int,
+    "draining": bool,
+    "ends_in_s": float,
+    "slurm_job": str,
+    "restarts": int,
+}
+
+
+def said_of_itself(facts: Dict[str, Any]) -> Dict[str, Any]:
+    """What a member may say of itself, or of its `place`, as far as it is of the right kind.
+
+    >>> said_of_itself({"pid": 5, "slots": "many", "place": {"slurm_job": "17"}})
+    {'pid': 5, 'slurm_job': '17'}
+    """
+    place = facts.get("place")
+    every = {**place, **facts} if type(place) is dict else facts
+    return {name: every[name] for name, kind in _SAID.items() if type(every.get(name)) is kind}
 
 
 def _relax_collector() -> None:

@@ -9,7 +9,8 @@ Methods of `JobQueue`
     join(hello) -> welcome                          a client or worker introduces itself
     put(client, jobs, prompt)                       client: queue these
     cancel(client, numbers) -> numbers              client: of these, the ones withdrawn
-    take(worker, limit) -> leases ...               worker: send work, `limit` leases in all
+    take(worker, limit) -> leases ...               worker: send work, `limit` leases in all; None: drain
+    drain(workers) -> workers                       anyone: these get no more jobs, and leave when done
     status() -> dict                                anyone: what `cwmp-status` shows
 Methods of `ResultQueue`
     report(worker, report, prompt)                  worker: outcomes, a new limit, a sign of life
@@ -28,7 +29,7 @@ import platform
 import sys
 from typing import Any, Dict, Optional, Tuple
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised whenever a message changes; two sides with different numbers refuse each other."""
 
 JOB_QUEUE = "JobQueue"

@@ -43,15 +43,51 @@ class ClientRecord:
         self.gone = False
         self.last_function = b""
 
+    def describe(self) -> Dict[str, Any]:
+        """What `cwmp-status` tells of it."""
+        return {
+            "id": self.ident,
+            **self.facts,
+            "queued": self.queued,
+            "running": len(self.open) - self.queued,
+        }
+
 
 class WorkerRecord:
     """One agent: what it holds and what it last said of itself."""
 
     def __init__(self, ident: int, facts: Dict[str, Any], now: float) -> None:
         self.ident = ident
-        self.facts = facts
+        self.facts: Dict[str, Any] = {}
         self.held: Dict[int, JobRecord] = {}
+        self.used = now  # when it was last heard while it held jobs
+        self.draining = False  # it gets no more jobs
+        self.ends_at: Optional[float] = None  # when its time is up
+        self.hear(now, facts)
+
+    def hear(self, now: float, facts: Optional[Dict[str, Any]] = None) -> None:
+        """It is alive, and perhaps has news of itself."""
         self.heard = now
+        if self.held:
+            self.used = now
+        if facts:
+            self.draining = facts.get("draining", False) or self.draining
+            if "ends_in_s" in facts:
+                self.ends_at = now + facts["ends_in_s"]
+            self.facts.update(facts)
+
+    def describe(self, now: float) -> Dict[str, Any]:
+        """What `cwmp-status` tells of it."""
+        return {
+            "id": self.ident,
+            "slurm_job": None,
+            **self.facts,
+            "ends_in_s": None if self.ends_at is None else round(self.ends_at - now, 3),
+            "held": len(self.held),
+            "draining": self.draining,
+            "idle_s": 0.0 if self.held else round(now - self.used, 3),
+            "silent_s": round(now - self.heard, 3),
+        }
 
 
 def place(worker: WorkerRecord, job: JobRecord) -> Dict[str, Any]:

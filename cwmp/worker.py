@@ -1,8 +1,8 @@
 """The agent of one node: take, report, beat, drain. It runs no user code, so it always answers.
 
 One thread, two connections (take; report and beat) and a pool of slots. When it is told to stop
-it goes in this order: take no more, give back what no slot has begun, let the slots finish within the
-grace period, kill and give back the rest, report it all, say goodbye.
+it goes in this order: take no more, give back what no slot has begun, let the slots finish as long as
+`departure` allows, kill and give back the rest, report it all, say goodbye.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from collections import deque
 from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
 
 from . import defaults
+from .departure import Departure
 from .errors import ConnectError, MasterLost
 from .line import Line
 from .loop import Loop
 from .messages import JOB_QUEUE, RESULT_QUEUE, Outcome, this_side
+from .place import slurm_place
 from .pool import Pool
 from .stock import Stock
 from .transport import Wire, connect, introduce
@@ -51,7 +53,6 @@ class Worker:
     ) -> None:
         self._address = (host, port)
         self._authkey = authkey
-        self._grace_s = grace_s
         self._wait_s = wait_s
         self._say = say
         self._leash_fd = leash_fd
@@ -77,10 +78,10 @@ class Worker:
         self._next_chore = 0.0
         self._answers_wait = False  # the pool has something to gather
         self._deaf_until: Optional[float] = None  # when the pool may wake us again
+        self._draining = False  # the master has been told that we leave, or told us
         # Written by signal handlers:
-        self._drains = 0
+        self._departure = Departure(grace_s)
         self._child_ended = False  # a slot has died or is about to
-        self._drain_until: Optional[float] = None
 
     def run(self) -> None:
         """Serve until drained.
@@ -109,7 +110,7 @@ class Worker:
 
     def drain(self) -> None:
         """Take no more jobs, finish what runs within the grace period, leave. A second call: leave now."""
-        self._drains += 1
+        self._departure.tell()
         self._loop.wake()
 
     # --- joining -----------------------------------------------------------------------------
@@ -122,7 +123,7 @@ class Worker:
             if wire is None:
                 return False
             wires.append(wire)
-        hello = this_side("worker", slots=self._slots, busy=0, done=0, rss_bytes=0)
+        hello = this_side("worker", slots=self._slots, busy=0, done=0, rss_bytes=0, place=slurm_place())
         welcome = introduce(wires[0], hello)
         self._ident = welcome["member"]
         introduce(wires[1], {**hello, "member": self._ident})
@@ -139,7 +140,7 @@ class Worker:
         deadline = time.monotonic() + self._wait_s
         pause_s = 0.05
         told = False
-        while not self._drains:
+        while not self._departure.under_way:
             try:
                 return connect(*self._address, self._authkey)
             except ConnectError as error:
@@ -164,7 +165,7 @@ class Worker:
         self._next_beat = now + defaults.BEAT_S
         self._loop.watch(self._pool, self._note_answers)
         while self._lost is None:
-            if self._child_ended or self._drains or now >= self._next_chore:
+            if self._child_ended or self._departure.under_way or now >= self._next_chore:
                 if not self._do_chores(now):
                     break
             if self._answers_wait:
@@ -180,7 +181,7 @@ class Worker:
         """What is due by the clock or has been asked for by a signal; False when it is time to leave."""
         self._check_low = True
         self._mind_slots(now)
-        if self._drains and self._drained(now):
+        if self._departure.under_way and self._drained(now):
             return False
         self._notice_long_jobs(now)
         self._check_deadlines(now)
@@ -188,9 +189,10 @@ class Worker:
             self._deaf_until = None
             self._loop.watch(self._pool, self._note_answers)
             self._answers_wait = True
-        times = [self._stock.next_notice(), self._pool.next_refill(), self._drain_until, self._deaf_until]
-        self._next_chore = min([t for t in times if t is not None], default=self._next_beat)
-        if self._pool.hung_up() or self._drains:
+        next_steps = (self._stock.next_notice(), self._pool.next_refill(), self._departure.next_step(now))
+        times = [time for time in (*next_steps, self._deaf_until) if time is not None]
+        self._next_chore = min(times, default=self._next_beat)
+        if self._pool.hung_up():
             self._next_chore = min(self._next_chore, now + 0.05)
         return True
 
@@ -239,14 +241,18 @@ class Worker:
                 self._pool.replace(index)
 
     def _feed(self, now: float) -> None:
-        if not self._drains and self._stock.ready:
+        if not self._departure.under_way and self._stock.ready:
             for index, leases in self._stock.hand_out(now):
                 self._pool.feed(index, leases)
                 self._next_chore = min(self._next_chore, now + defaults.NOTICE_S)
             if self._stock.ready:
                 self._returned += self._stock.surplus()
 
-    def _on_leases(self, leases: List[Any]) -> None:
+    def _on_leases(self, leases: Optional[List[Any]]) -> None:
+        if leases is None:
+            self._say("let go by the master: finishing what runs")
+            self._departure.let_go()
+            return
         self._received += len(leases)
         self._stock.add(leases)
         # Counting what there is takes longer than a small job: not for each one that is on order.
@@ -261,9 +267,11 @@ class Worker:
         """
         if self._prompt_under_way:
             return
-        low = self._check_low and not self._drains and self._stock.is_low(self._limit - self._received)
+        leaving = self._departure.under_way
+        low = self._check_low and not leaving and self._stock.is_low(self._limit - self._received)
         self._check_low = False
-        news = self._outcomes or self._running or self._died or self._returned or low
+        draining = leaving and not self._draining
+        news = self._outcomes or self._running or self._died or self._returned or low or draining
         if not (news or now >= self._next_beat):
             return
         report: Dict[str, Any] = {}
@@ -278,7 +286,10 @@ class Worker:
         if low:
             self._limit_span = self._stock.room()
             report["limit"] = self._limit = self._received + self._limit_span
-        if now >= self._next_beat:
+        if draining:
+            self._draining = True
+            report["limit"], report["facts"] = self._received, {"draining": True}
+        elif now >= self._next_beat:
             report["facts"] = self._facts()
             self._next_beat = now + defaults.BEAT_S
         count = len(report.get("outcomes", ()))
@@ -331,12 +342,11 @@ class Worker:
 
     def _drained(self, now: float) -> bool:
         """Work towards leaving; True when nothing is left to wait for."""
-        if self._drain_until is None:
-            self._drain_until = now + self._grace_s
+        if not self._draining:
             for index, _ in self._stock.handed_out():
                 self._stock.taken_back(index, self._pool.take_back(index))
         self._returned += self._stock.give_back()
-        if self._stock.busy() and self._drains == 1 and now < self._drain_until:
+        if self._stock.busy() and not self._departure.is_over(now):
             return False
         if self._stock.busy():
             self._pool.kill()
@@ -374,7 +384,7 @@ class Worker:
         if self._leash_fd is not None and not os.read(self._leash_fd, 4096):
             self._loop.forget(self._leash_fd)
             self._leash_fd = None
-            self._drains += 2
+            self._departure.tell(times=2)
 
     def _on_child(self) -> None:
         self._child_ended = True

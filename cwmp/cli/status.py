@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any, Dict, List, Optional, Sequence
+import operator
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from .. import defaults, messages, rendezvous
 from . import common
@@ -72,16 +73,28 @@ def report(status: Dict[str, Any]) -> str:
         f"workers  {len(workers)} with {slots_text(slots)}, {busy} busy",
     ]
     if workers:
-        rows = [
-            (w["id"], w["node"], w["pid"], w["slots"], w["busy"], w["done"], size(w["rss_bytes"]), heard(w))
-            for w in workers
-        ]
-        lines += table(("id", "node", "pid", "slots", "busy", "done", "memory", "heard"), rows)
+        lines += workers_table(workers)
     lines.append(f"clients  {len(clients)}")
     if clients:
         titles = ("id", "node", "pid", "queued", "running")
         lines += table(titles, [[client[title] for title in titles] for client in clients])
     return "\n".join(lines)
+
+
+def workers_table(workers: List[Dict[str, Any]]) -> List[str]:
+    """A line for each worker; what none of them has gets no column."""
+    columns: Dict[str, Callable[[Dict[str, Any]], Any]] = {
+        title: operator.itemgetter(title) for title in ("id", "node", "pid", "slots", "busy", "done")
+    }
+    columns["memory"] = lambda worker: size(worker["rss_bytes"])
+    if any(worker["slurm_job"] for worker in workers):
+        columns["SLURM job"] = lambda worker: worker["slurm_job"] or "-"
+    if any(worker["ends_in_s"] is not None for worker in workers):
+        columns["time left"] = time_left
+    columns["heard"] = heard
+    if any(worker["draining"] for worker in workers):
+        columns["leaves"] = lambda worker: "when done" if worker["draining"] else "-"
+    return table(list(columns), [[cell(worker) for cell in columns.values()] for worker in workers])
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> List[str]:
@@ -116,6 +129,12 @@ def size(count: float) -> str:
 def slots_text(count: int) -> str:
     """ "1 slot", "2 slots"."""
     return "1 slot" if count == 1 else f"{count} slots"
+
+
+def time_left(worker: Dict[str, Any]) -> str:
+    """How long the worker has until its time is up; "-" where it has no limit."""
+    left_s = worker["ends_in_s"]
+    return "-" if left_s is None else duration(max(0.0, left_s))
 
 
 def heard(worker: Dict[str, Any]) -> str:

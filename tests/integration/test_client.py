@@ -464,5 +464,5 @@ def test_another_version_leaves_no_connection(
     cluster: LocalCluster, seen: Outcomes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(messages, "PROTOCOL", 99)  # here, not in the cluster's own processes
-    with pytest.raises(VersionMismatch, match="protocol 99 and the cluster speaks 1"):
+    with pytest.raises(VersionMismatch, match="protocol 99 and the cluster speaks 2"):
         ClientThread(seen.done, cluster.address, authkey=cluster.authkey).start()

@@ -21,13 +21,15 @@ PACKAGE = ROOT / "cwmp"
 # A room imports only from the rows above its own, never from its neighbours in the row.
 ROWS: Tuple[Tuple[str, ...], ...] = (
     ("errors", "defaults", "ids", "messages"),
-    ("at_exit", "records", "captures", "children", "cpus", "frames", "guardian", "home", "shortcut", "stock"),
+    ("addresses", "at_exit", "captures", "children", "cpus", "departure", "frames", "guardian", "home"),
+    ("place", "records", "shortcut", "stock"),
     ("broker", "loop", "payload", "program", "rendezvous", "transport"),
-    ("collector", "line", "server", "surroundings"),
+    ("collector", "dial", "line", "server", "surroundings"),
     ("session",),
-    ("futures", "master", "outcomes", "slot"),
+    ("futures", "joining", "master", "outcomes", "slot"),
     ("client", "pool", "streams"),
     ("worker",),
+    ("agent",),
     ("executor",),
     ("background", "local"),
     ("slurm",),

@@ -616,6 +616,45 @@ def test_a_beat_updates_the_facts(broker: Broker) -> None:
     assert (seen["busy"], seen["rss_bytes"], seen["silent_s"], seen["node"]) == (2, 5, 1.5, "n1")
 
 
+def test_a_worker_is_idle_since_it_last_had_a_job(broker: Broker) -> None:
+    client_with(broker, 1)
+    worker = worker_of(broker, now=1.0)
+
+    def idle_s(now: float) -> float:
+        idle: float = broker.status(now)["workers"][0]["idle_s"]
+        return idle
+
+    assert idle_s(5.0) == 4.0
+    [(ticket, *_)] = broker.take(worker, 1)
+    assert idle_s(6.0) == 0.0
+    broker.heard(worker, 8.0)
+    broker.finish(worker, [(ticket, RESULT, b"")])
+    broker.heard(worker, 10.0)
+    assert idle_s(11.0) == 3.0
+
+
+def test_the_time_that_a_worker_has_left_goes_by(broker: Broker) -> None:
+    worker = worker_of(broker, now=1.0)
+    assert broker.status(2.0)["workers"][0]["ends_in_s"] is None
+    broker.heard(worker, 10.0, {"ends_in_s": 60.0})
+    broker.heard(worker, 12.0)
+    assert broker.status(15.0)["workers"][0]["ends_in_s"] == 55.0
+
+
+def test_a_worker_that_drains_is_shown_to(broker: Broker) -> None:
+    told, by_itself = worker_of(broker), worker_of(broker)
+    assert not broker.is_draining(told)
+    assert broker.drain(told)
+    broker.heard(by_itself, 1.0, {"draining": True})
+    for _ in range(2):
+        assert [seen["draining"] for seen in broker.status(0.0)["workers"]] == [True, True]
+        broker.heard(told, 2.0, {"busy": 1})
+        broker.heard(by_itself, 2.0, {"busy": 1})
+    assert broker.is_draining(told)
+    broker.leave_worker(told)
+    assert not broker.drain(told)
+
+
 # --- clients that leave ---------------------------------------------------------------------
 
 

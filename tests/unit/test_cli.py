@@ -289,6 +289,9 @@ STATUS = {
             "done": 10,
             "rss_bytes": 3 << 30,
             "silent_s": 0.4,
+            "slurm_job": None,
+            "ends_in_s": None,
+            "draining": False,
         },
         {
             "id": 12,
@@ -299,6 +302,9 @@ STATUS = {
             "done": 0,
             "rss_bytes": 0,
             "silent_s": 1.0,
+            "slurm_job": None,
+            "ends_in_s": None,
+            "draining": False,
         },
     ],
     "clients": [{"id": 3, "node": "login", "pid": 9, "queued": 3, "running": 2}],
@@ -318,6 +324,17 @@ clients  1
 
 def test_report() -> None:
     assert status.report(STATUS) == REPORT
+
+
+def test_report_of_workers_in_slurm_jobs() -> None:
+    first, second = STATUS["workers"]
+    workers = [{**first, "slurm_job": "123_4", "ends_in_s": 7400.0, "draining": True}, second]
+    lines = status.report({**STATUS, "workers": workers}).splitlines()
+    assert lines[3:6] == [
+        "  id  node     pid  slots  busy  done   memory  SLURM job  time left      heard     leaves",
+        "   1  node7      5      4     2    10  3.0 GiB      123_4  2:03:20 h  0.4 s ago  when done",
+        "  12  n      32000      4     0     0    0 MiB          -          -  1.0 s ago          -",
+    ]
 
 
 def test_report_of_an_empty_cluster() -> None:

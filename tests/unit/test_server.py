@@ -935,3 +935,58 @@ def test_an_error_of_the_masters_own_does_not_end_it(master: Master, caplog: Any
         assert wire.call(JOB_QUEUE, "status")["name"] == "tested"
     assert "ZeroDivisionError" in caplog.text
     wire.close()
+
+
+def test_a_worker_that_is_let_go_is_told_and_gets_no_more(master: Master) -> None:
+    client, take, report = wire_to(master), wire_to(master), wire_to(master)
+    mine, theirs = member(client, "client"), member(take, "worker", slots=1)
+    take.request(JOB_QUEUE, "take", theirs, 5)
+    client.call(JOB_QUEUE, "put", mine, [(1, b"f", b"1")])
+    [(ticket, *_)] = take.reply()
+    assert client.call(JOB_QUEUE, "drain", [999, theirs]) == [theirs]
+    assert take.reply() is None
+    client.call(JOB_QUEUE, "put", mine, [(2, b"f", b"2")])
+    report.call(RESULT_QUEUE, "report", theirs, {"outcomes": [(ticket, RESULT, b"")], "limit": 50})
+    status = client.call(JOB_QUEUE, "status")
+    assert status["workers"][0]["draining"]
+    assert status["jobs"]["queued"] == 1
+    take.deadline(0.1)
+    with pytest.raises(socket.timeout):
+        take.reply()
+    for wire in (client, take, report):
+        wire.close()
+
+
+def test_a_worker_may_be_let_go_before_it_asks_for_work(master: Master) -> None:
+    other, take = wire_to(master), wire_to(master)
+    worker = member(take, "worker", slots=1)
+    assert other.call(JOB_QUEUE, "drain", [worker]) == [worker]
+    assert take.call(JOB_QUEUE, "take", worker, 5) is None
+    other.close()
+    take.close()
+
+
+@pytest.mark.parametrize("workers", [["x"], 5, [None], [1.5]])
+def test_nonsense_drains_nobody(master: Master, workers: Any) -> None:
+    wire, take = wire_to(master), wire_to(master)
+    member(take, "worker", slots=1)
+    with pytest.raises(errors.CwmpError):
+        wire.call(JOB_QUEUE, "drain", workers)
+    assert not wire.call(JOB_QUEUE, "status")["workers"][0]["draining"]
+    wire.close()
+    take.close()
+
+
+def test_a_worker_tells_its_place(master: Master) -> None:
+    wires = [wire_to(master) for _ in range(3)]
+    member(wires[0], "worker", slots=1)
+    member(wires[1], "worker", slots=1, place={"slurm_job": "123_4", "restarts": 1, "more": 2}, ends_in_s=9.0)
+    member(wires[2], "worker", slots=1, place={"slurm_job": 5, "slots": "two"}, ends_in_s="soon")
+    none, good, bad = wires[0].call(JOB_QUEUE, "status")["workers"]
+    assert (none["slurm_job"], none["ends_in_s"]) == (None, None)
+    assert (good["slurm_job"], good["restarts"]) == ("123_4", 1)
+    assert 0 < good["ends_in_s"] <= 9.0
+    assert "more" not in good
+    assert (bad["slurm_job"], bad["ends_in_s"], bad["slots"]) == (None, None, 1)
+    for wire in wires:
+        wire.close()
