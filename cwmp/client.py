@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Callable, Hashable, List, Optional, Set, Type, Union
 
 from . import rendezvous
+from .dial import locate
 from .errors import DuplicateJob, UsageError
 from .messages import RUNNING
 from .outcomes import settle
@@ -67,9 +68,8 @@ class ClientThread(threading.Thread):
         """Connect and begin. Raises ConnectError, WrongKey or VersionMismatch."""
         if self._session is None:
             host, port, authkey = self._where
-            address = rendezvous.find_master(host, port)
-            key = rendezvous.find_key(authkey, host=host and address[0], port=address[1])
-            self._session = Session(*address, key, self._on_events)
+            where = locate(lambda: rendezvous.find(host, port, authkey=authkey))
+            self._session = Session(*where, self._on_events)
         super().start()
 
     def submit(self, jobid: Hashable, func: Callable[..., Any], *args: Any, **kwargs: Any) -> None:

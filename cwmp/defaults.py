@@ -32,6 +32,10 @@ GRACE_S = 25.0
 """How long a worker that was told to stop lets running jobs finish. SLURM kills 30 s after it
 asks; a larger value would be cut off there."""
 
+ATTRIBUTE_CACHE_S = 3.0
+"""How long a client looks again at what another node has published when nobody answers there. Network file
+systems show a file as it was this long ago. Larger: it takes longer to say that a master is dead."""
+
 POLL_S = 10.0
 """A client for which there is no event hears from the master this often. Smaller: more idle traffic.
 Larger: that much later a silent master is taken for lost."""

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Callable, Iterable, Iterator, List, Optional, Tuple, Type, Union
 
 from . import defaults, rendezvous
+from .dial import locate
 from .futures import ClusterFuture
 from .messages import RESULT, RUNNING
 from .outcomes import settle, unreadable
@@ -38,9 +39,8 @@ class ClusterExecutor(Executor):
         *,
         authkey: Union[bytes, str, None] = None,
     ) -> None:
-        address = rendezvous.find_master(host, port)
-        key = rendezvous.find_key(authkey, host=host and address[0], port=address[1])
-        self._session = Session(*address, key, _on_events)
+        where = locate(lambda: rendezvous.find(host, port, authkey=authkey))
+        self._session = Session(*where, _on_events)
         self._dispatcher = threading.Thread(
             target=self._session.dispatch, name="cwmp-dispatcher", daemon=True
         )

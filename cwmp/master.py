@@ -64,10 +64,14 @@ class _Collect:
 class JobQueue:
     """What workers and clients call to pass jobs on; `messages` lists the calls."""
 
-    exposed = ("join", "put", "cancel", "take", "drain", "status")
+    exposed = ("cluster", "join", "put", "cancel", "take", "drain", "status")
 
     def __init__(self, master: Master) -> None:
         self._master = master
+
+    def cluster(self, peer: Peer) -> Dict[str, str]:
+        """Who this is: for those who found the address in a file, and may have found another master."""
+        return {"name": self._master.name, "nonce": self._master.nonce}
 
     def join(self, peer: Peer, hello: Dict[str, Any]) -> Dict[str, Any]:
         """Take in a client or worker of our versions; a second connection names its `member`."""
@@ -160,6 +164,7 @@ class Master:
         leash_fd: Optional[int] = None,
     ) -> None:
         self.name = name
+        self.nonce = os.urandom(8).hex()  # tells this master from every other
         self.broker = Broker()
         self.slots: Dict[int, int] = {}  # by worker
         self.takes: Dict[int, _Take] = {}  # by worker

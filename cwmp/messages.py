@@ -6,6 +6,7 @@ int, float, bool and None, so that either side can refuse to unpickle anything e
 plain tuples are what a batch of many small jobs can afford. What users send stays bytes here.
 
 Methods of `JobQueue`
+    cluster() -> {name, nonce}                      anyone: who this is
     join(hello) -> welcome                          a client or worker introduces itself
     put(client, jobs, prompt)                       client: queue these
     cancel(client, numbers) -> numbers              client: of these, the ones withdrawn

@@ -11,23 +11,25 @@ import json
 import os
 import platform
 import re
-import socket
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, List, Optional, Tuple, Union
+from typing import Any, Callable, List, Optional, Tuple, Union
 
 from . import defaults, messages
+from .addresses import EVERY_INTERFACE as EVERY_INTERFACE
+from .addresses import LOOPBACK as LOOPBACK
+from .addresses import check_port as check_port
+from .addresses import format_address as format_address
+from .addresses import interfaces, reachable
+from .addresses import parse_address as parse_address
 from .errors import ConnectError, UsageError
 from .home import exclusive, private_directory, read_private, write_private
 from .home import home as home  # for those who ask here where things are
 from .home import home_key as home_key
 from .home import read_key_file as read_key_file
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-EVERY_INTERFACE = ("", "0.0.0.0", "::")
+from .place import slurm_job
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_PROBE_S = 1.0  # how long a master of our name on another node has to answer before we replace it
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,13 @@ class Cluster:
     authkey: bytes = field(repr=False)
     protocol: int
     python: str
-    nonce: str  # random: tells this publication from every other
+    nonce: str  # random: tells this master from every other, also from one that got its address
+    addresses: Tuple[str, ...] = ()  # where other nodes may reach it, if it is bound to every interface
+    slurm_job: str = ""  # the SLURM job that it runs in
 
     @classmethod
-    def of_this_process(cls, name: str, host: str, port: int, authkey: bytes) -> Cluster:
-        """The entry for a master that runs in the calling process."""
+    def of_this_process(cls, name: str, host: str, port: int, authkey: bytes, nonce: str = "") -> Cluster:
+        """The entry for a master that runs in the calling process; `nonce` is random unless given."""
         pid = os.getpid()
         return cls(
             name=name,
@@ -59,24 +63,48 @@ class Cluster:
             authkey=authkey,
             protocol=messages.PROTOCOL,
             python=messages.python_minor(),
-            nonce=os.urandom(8).hex(),
+            nonce=nonce or os.urandom(8).hex(),
+            addresses=reachable(host, interfaces()) if host in EVERY_INTERFACE else (),
+            slurm_job=slurm_job() or "",
         )
 
     def is_live(self) -> bool:
         """Whether its process still runs; of another node's that is taken on trust."""
         return self.node != platform.node() or process_birth(self.pid) == self.birth
 
-    def address(self) -> Tuple[str, int]:
-        """Where this process reaches that master: (host, port)."""
-        here = self.node == platform.node()
+    def is_here(self) -> bool:
+        """Whether its master runs on this node."""
+        return self.node == platform.node()
+
+    def hosts(self) -> Tuple[str, ...]:
+        """Where this process may reach that master: addresses, all as good, and the node's name last."""
+        here = self.is_here()
         if self.host in LOOPBACK and not here:
             raise UsageError(
                 f"cluster {self.name!r} listens on {self.node} for that node only: "
                 f"start its master with --host {self.node}"
             )
         if self.host in LOOPBACK or (self.host in EVERY_INTERFACE and here):
-            return ("::1" if ":" in self.host else "127.0.0.1"), self.port
-        return (self.node if self.host in EVERY_INTERFACE else self.host), self.port
+            return ("::1" if ":" in self.host else "127.0.0.1",)
+        return (*self.addresses, self.node) if self.host in EVERY_INTERFACE else (self.host,)
+
+    def address(self) -> Tuple[str, int]:
+        """Where this process most likely reaches that master, in one word for people: (host, port)."""
+        return self.hosts()[-1], self.port
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where to look for a master, and what to know it by."""
+
+    hosts: Tuple[str, ...]
+    port: int
+    authkey: bytes = field(repr=False)
+    name: Optional[str] = None  # of the cluster that was looked up; None: the address was given
+    nonce: Optional[str] = None  # of the master that it must be; None: whoever is there
+
+    def __str__(self) -> str:
+        return format_address(self.hosts[0], self.port)
 
 
 # --- clusters by name -----------------------------------------------------------------------
@@ -98,13 +126,17 @@ def cluster_name(name: Optional[str] = None) -> str:
     return name
 
 
-def publish(cluster: Cluster) -> None:
-    """Say where `cluster` is; UsageError when a living master already holds its name."""
+def publish(cluster: Cluster, answers: Callable[[Cluster], bool] = Cluster.is_live) -> None:
+    """Say where `cluster` is; UsageError when a living master already holds its name.
+
+    `answers` finds out whether another one lives. If SLURM has started the job of `cluster` anew, what was
+    published from that job before is replaced without asking.
+    """
     path = _path(cluster.name)
     with exclusive("clusters"):
         _sweep()
         other = read(cluster.name)
-        if other is not None and other.nonce != cluster.nonce and _answers(other):
+        if other is not None and not _is_former(other, cluster) and answers(other):
             raise UsageError(
                 f"cluster {other.name!r} already runs on {other.node} (port {other.port}, pid {other.pid}): "
                 "stop it, or choose another --name"
@@ -131,6 +163,7 @@ def read(name: str) -> Optional[Cluster]:
     """What is published under `name`, dead or alive; None if nothing is, UsageError if it is damaged."""
     name = cluster_name(name)
     path = _path(name)
+    os.listdir(path.parent)  # or a network file system tells for a minute what it knew before
     data = read_private(path)
     if data is None:
         return None
@@ -139,7 +172,8 @@ def read(name: str) -> Optional[Cluster]:
         values = {key: _typed(record[key], kind) for key, kind in _KINDS.items()}
         if values["name"] != name:
             raise ValueError("it was copied from another cluster's")
-        return Cluster(authkey=bytes.fromhex(record["authkey"]), **values)
+        addresses = tuple(_typed(address, str) for address in record["addresses"])
+        return Cluster(authkey=bytes.fromhex(record["authkey"]), addresses=addresses, **values)
     except (ValueError, TypeError, KeyError):
         raise UsageError(f"{path} is not a cwmp rendezvous file: remove it") from None
 
@@ -171,6 +205,7 @@ _KINDS = {
     "protocol": int,
     "python": str,
     "nonce": str,
+    "slurm_job": str,
 }
 
 
@@ -190,17 +225,10 @@ def _sweep() -> None:
             _path(cluster.name).unlink()
 
 
-def _answers(cluster: Cluster) -> bool:
-    """Whether that master lives: by its process on this node, by its port on another."""
-    if cluster.node == platform.node():
-        return cluster.is_live()
-    try:
-        socket.create_connection(cluster.address(), timeout=_PROBE_S).close()
-    except OSError:
-        return False
-    except UsageError:
-        return True  # it listens on its own loopback only: we cannot know
-    return True
+def _is_former(other: Cluster, cluster: Cluster) -> bool:
+    """Whether `other` is an earlier word of `cluster`, or of the same SLURM job before its restart."""
+    same_job = bool(cluster.slurm_job) and other.slurm_job == cluster.slurm_job
+    return other.nonce == cluster.nonce or (same_job and not other.is_here())
 
 
 def process_birth(pid: int) -> Optional[float]:
@@ -224,37 +252,41 @@ def process_birth(pid: int) -> Optional[float]:
         return None
 
 
-# --- the address ----------------------------------------------------------------------------
+# --- finding the master ----------------------------------------------------------------------
 
 
-def parse_address(text: str) -> Tuple[str, Optional[int]]:
-    """Split "node", "node:port", "[v6]" or "[v6]:port"; the port is None when not given.
-
-    >>> parse_address("node7:5494"), parse_address("[::1]")
-    (('node7', 5494), ('::1', None))
-    """
-    match = re.fullmatch(r"(\[[^\[\]]+\]|[^:\[\]\s]+)(?::([^:]*))?", text)
-    if match:
-        return match[1].strip("[]"), None if match[2] is None else check_port(match[2], where=text)
-    try:
-        socket.inet_pton(socket.AF_INET6, text)
-    except (OSError, ValueError):
-        raise UsageError(f"bad address {text!r}: use HOST or HOST:PORT") from None
-    return text, None
-
-
-def format_address(host: str, port: int) -> str:
-    """ "host:port", with brackets around an IPv6 host."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def find(
+    host: Optional[str] = None,
+    port: Optional[int] = None,
+    *,
+    name: Optional[str] = None,
+    authkey: Union[str, bytes, None] = None,
+    authkey_file: Optional[str] = None,
+) -> Destination:
+    """Where the master is and its key: see `find_master` and `find_key`."""
+    given = _given_address(host, port)
+    found = find_published(name, authkey=authkey, authkey_file=authkey_file) if given is None else None
+    if found is not None:
+        return found
+    address = given or find_master(name=name)
+    key = find_key(authkey, authkey_file, host=address[0], port=address[1])
+    return Destination((address[0],), address[1], key)
 
 
-def check_port(port: Union[int, str], *, where: Optional[str] = None, lowest: int = 1) -> int:
-    """`port` as a number from `lowest` to 65535, else UsageError (which quotes `where`)."""
-    text = str(port)
-    if re.fullmatch(r"[0-9]{1,5}", text) and lowest <= int(text) <= 65535:
-        return int(text)
-    place = f" in {where!r}" if where is not None else ""
-    raise UsageError(f"bad port {text!r}{place}: a port is a number from {lowest} to 65535")
+def find_published(
+    name: Optional[str] = None,
+    *,
+    authkey: Union[str, bytes, None] = None,
+    authkey_file: Optional[str] = None,
+) -> Optional[Destination]:
+    """Where the cluster of that name is published to be; None if it is not."""
+    cluster = find_cluster(name)
+    if cluster is None:
+        return None
+    key = _given_key(authkey, authkey_file) or cluster.authkey
+    # On this node we have seen that its process lives; elsewhere another may have got its address.
+    nonce = None if cluster.is_here() else cluster.nonce
+    return Destination(cluster.hosts(), cluster.port, key, cluster.name, nonce)
 
 
 def find_master(
@@ -305,6 +337,16 @@ def find_key(
     With an address (arguments or `$CWMP_MASTER`) the published cluster is the one that listens
     there; without, it is the one named `name`.
     """
+    key = _given_key(authkey, authkey_file)
+    if key is not None:
+        return key
+    given = _given_address(host, port)
+    cluster = find_cluster(name) if given is None else _listening_at(*given)
+    return home_key() if cluster is None else cluster.authkey
+
+
+def _given_key(authkey: Union[str, bytes, None], authkey_file: Optional[str]) -> Optional[bytes]:
+    """The key that the caller or the environment states outright; None if neither does."""
     if authkey is None and authkey_file is None:
         authkey = os.environ.get("CWMP_AUTHKEY")
         authkey_file = os.environ.get("CWMP_AUTHKEY_FILE")
@@ -315,9 +357,7 @@ def find_key(
         return key
     if authkey_file is not None:
         return read_key_file(authkey_file)
-    given = _given_address(host, port)
-    cluster = find_cluster(name) if given is None else _listening_at(*given)
-    return home_key() if cluster is None else cluster.authkey
+    return None
 
 
 def _listening_at(host: str, port: int) -> Optional[Cluster]:
@@ -332,7 +372,7 @@ def _is_place_of(host: str, cluster: Cluster) -> bool:
     """Whether `host` means the node, or the bound address, of that cluster's master."""
     if host in LOOPBACK:
         return cluster.node == platform.node()
-    if host in (cluster.host, cluster.node):
+    if host in (cluster.host, cluster.node, *cluster.addresses):
         return True
     # "node7" and "node7.example.org" are one node.
     return host.startswith(cluster.node + ".") or cluster.node.startswith(host + ".")

@@ -228,6 +228,12 @@ def connect(
         raise errors.ConnectError(f"no answer from {place} within {timeout_s:g} s") from None
     except OSError as error:
         raise errors.ConnectError(f"cannot connect to a master at {place}: {_reason(error)}") from error
+    return greet(sock, place, authkey, timeout_s)
+
+
+def greet(sock: socket.socket, place: str, authkey: bytes, timeout_s: float) -> Wire:
+    """Make an authenticated connection of one that stands; `connect` tells what it raises."""
+    sock.settimeout(timeout_s)
     wire = Wire(sock)
     try:
         wire.prove_key(authkey, as_master=False)

@@ -8,7 +8,7 @@ import os
 import platform
 from typing import Iterator, List, Optional
 
-from .. import defaults, rendezvous
+from .. import addresses, defaults, rendezvous
 from ..errors import UsageError
 from . import common
 
@@ -32,8 +32,17 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 def _parser() -> common.Parser:
     parser = common.Parser("cwmp-master", description=_ABOUT, epilog=_EXAMPLES)
-    parser.add_argument(
-        "--host", metavar="ADDR", default="", help="listen on this address (default: on every interface)"
+    places = parser.add_mutually_exclusive_group()
+    places.add_argument(
+        "--host",
+        metavar="ADDR",
+        default="",
+        help="listen on this address only (default: on every interface, and publish all their addresses)",
+    )
+    places.add_argument(
+        "--interface",
+        metavar="NAME",
+        help="listen on the address of this network interface only, for example ib0",
     )
     parser.add_argument(
         "--port",
@@ -58,16 +67,20 @@ def _serve(args: argparse.Namespace) -> int:
     name = rendezvous.cluster_name(args.name)
     leash_fd = common.leash_fd(args)
     key = rendezvous.find_key(args.authkey, args.authkey_file, name=name)
+    bind = args.host
+    if args.interface is not None:
+        bind = addresses.address_of(args.interface, addresses.interfaces())
     try:
-        master = Master(args.host, args.port, key, name=name, leash_fd=leash_fd)
+        master = Master(bind, args.port, key, name=name, leash_fd=leash_fd)
     except OSError as error:
-        place = rendezvous.format_address(args.host or "*", args.port)
+        place = rendezvous.format_address(bind or "*", args.port)
         raise common.Failed(f"cannot listen on {place}: {error.strerror or error}") from None
     common.on_stop_signals(master.stop)
     host, port = master.address
     with contextlib.ExitStack() as cleanup:
         if not args.unlisted:
-            cleanup.enter_context(_published(name, host, port, key))
+            cluster = rendezvous.Cluster.of_this_process(name, host, port, key, master.nonce)
+            cleanup.enter_context(_published(cluster))
         shown = platform.node() if host in rendezvous.EVERY_INTERFACE else host
         place = rendezvous.format_address(shown, port)
         common.announce(args, f"cwmp-master: listening on {place} (cluster {name}, pid {os.getpid()})")
@@ -76,11 +89,12 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _published(name: str, host: str, port: int, key: bytes) -> Iterator[None]:
+def _published(cluster: rendezvous.Cluster) -> Iterator[None]:
     """The rendezvous file, for as long as this master runs."""
-    cluster = rendezvous.Cluster.of_this_process(name, host, port, key)
+    from .. import dial
+
     try:
-        rendezvous.publish(cluster)
+        rendezvous.publish(cluster, dial.answers)
     except UsageError as error:
         raise common.Failed(str(error)) from None  # the arguments are fine, the name is taken
     try:

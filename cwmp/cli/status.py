@@ -41,9 +41,14 @@ def _parser() -> common.Parser:
 
 
 def _show(args: argparse.Namespace) -> int:
-    host, port = rendezvous.find_master(args.master, name=args.name)
-    key = rendezvous.find_key(args.authkey, args.authkey_file, name=args.name, host=host, port=port)
-    status = ask(host, port, key)
+    from .. import dial
+
+    def find() -> rendezvous.Destination:
+        return rendezvous.find(
+            args.master, name=args.name, authkey=args.authkey, authkey_file=args.authkey_file
+        )
+
+    status = ask(*dial.locate(find))
     print(json.dumps(status, indent=1) if args.json else report(status))
     return 0
 

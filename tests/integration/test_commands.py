@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional
 import psutil
 import pytest
 
-from cwmp import ClusterExecutor, background, rendezvous
+from cwmp import ClusterExecutor, addresses, background, rendezvous
 
 ROOT = Path(__file__).resolve().parents[2]
 SOON_S = 15.0  # every step takes a fraction of a second on an idle machine
@@ -157,6 +157,20 @@ def test_master_says_where_it_listens_and_stops_when_told(
 
 def test_master_on_one_address_says_that(run: Callable[..., Running]) -> None:
     assert "listening on 127.0.0.1:" in run("cwmp-master", "--host", "127.0.0.1", "--port", "0").line()
+
+
+def test_master_on_one_interface(run: Callable[..., Running]) -> None:
+    [loopback] = [name for name, listed in addresses.interfaces().items() if "127.0.0.1" in listed]
+    assert "listening on 127.0.0.1:" in run("cwmp-master", "--interface", loopback, "--port", "0").line()
+    result = done("cwmp-master", "--interface", "none0", "--port", "0", status=2)
+    assert "no interface 'none0' with an address here" in result.stderr
+    assert f"{loopback} (127.0.0.1)" in result.stderr
+
+
+def test_master_on_every_interface_publishes_their_addresses(run: Callable[..., Running]) -> None:
+    start_master(run)
+    [cluster] = rendezvous.clusters()
+    assert cluster.addresses == addresses.reachable("", addresses.interfaces())
 
 
 def test_unlisted_master_publishes_nothing(run: Callable[..., Running], own_home: Path) -> None:

@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import os
 import platform
-import socket
 import stat
 import subprocess
 import sys
@@ -136,14 +135,29 @@ def test_a_process_that_got_a_dead_masters_pid_is_not_that_master() -> None:
 
 
 def test_a_master_on_another_node_keeps_its_name_while_it_answers() -> None:
-    with socket.create_server(("0.0.0.0", 0)) as listener:
-        port = listener.getsockname()[1]
-        # An address in the place of the name: a node that is not called as this one is.
-        there = published(node="127.0.0.1", port=port)
-        with pytest.raises(UsageError, match="already runs on 127.0.0.1"):
-            published()
-    here = published()
-    assert rendezvous.read("default") == here != there
+    there = published(node="node9")
+    with pytest.raises(UsageError, match="already runs on node9"):
+        published()
+    with pytest.raises(UsageError, match="already runs on node9"):
+        rendezvous.publish(cluster(), lambda other: other == there)
+    here = cluster()
+    rendezvous.publish(here, lambda other: False)
+    assert rendezvous.read("default") == here
+
+
+def test_a_master_whose_slurm_job_was_started_anew_takes_its_place() -> None:
+    published(node="node9", slurm_job="17")
+    with pytest.raises(UsageError, match="already runs on node9"):
+        published()
+    with pytest.raises(UsageError, match="already runs on node9"):
+        published(slurm_job="18")
+    anew = published(slurm_job="17")
+    assert rendezvous.read("default") == anew
+
+
+def test_a_master_tells_the_slurm_job_that_it_runs_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert cluster().slurm_job == "17"
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "-n", "a/b", "a b", "ä", "x" * 65, "a\n"])
@@ -172,10 +186,13 @@ def damage(path: Path, how: str) -> None:
         path.write_text(json.dumps({**record, "authkey": "xyz"}))
     elif how == "of another name":
         path.write_text(json.dumps({**record, "name": "other"}))
+    elif how == "addresses is 5":
+        path.write_text(json.dumps({**record, "addresses": 5}))
 
 
 @pytest.mark.parametrize(
-    "how", ["no json", "a list", "no port", "port is text", "key is not hex", "of another name"]
+    "how",
+    ["no json", "a list", "no port", "port is text", "key is not hex", "of another name", "addresses is 5"],
 )
 def test_a_damaged_file_is_named_and_left_out_of_lists(own_home: Path, how: str) -> None:
     published()
@@ -312,6 +329,21 @@ def test_a_dead_master_is_not_found() -> None:
 )
 def test_where_a_published_master_is_reached(host: str, node: str, found: str) -> None:
     assert cluster(host=host, node=node).address() == (found, 6000)
+
+
+def test_a_master_on_every_interface_is_looked_for_at_each() -> None:
+    entry = cluster(host="0.0.0.0", node="elsewhere", addresses=("10.0.0.7", "10.9.0.7"))
+    assert entry.hosts() == ("10.0.0.7", "10.9.0.7", "elsewhere")
+    published(host="0.0.0.0", node="elsewhere", addresses=("10.0.0.7",))
+    found = rendezvous.find()
+    assert (found.hosts, found.name) == (("10.0.0.7", "elsewhere"), "default")
+    assert found.nonce == rendezvous.clusters()[0].nonce
+
+
+def test_a_master_on_this_node_needs_no_proof() -> None:
+    published()
+    assert rendezvous.find() == rendezvous.Destination(("127.0.0.1",), 6000, KEY, "default")
+    assert rendezvous.find("node7").name is None
 
 
 def test_a_master_for_its_own_node_only_is_not_reached_from_here() -> None:
