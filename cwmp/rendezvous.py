@@ -265,24 +265,11 @@ def find(
 ) -> Destination:
     """Where the master is and its key: see `find_master` and `find_key`."""
     given = _given_address(host, port)
-    found = find_published(name, authkey=authkey, authkey_file=authkey_file) if given is None else None
-    if found is not None:
-        return found
-    address = given or find_master(name=name)
-    key = find_key(authkey, authkey_file, host=address[0], port=address[1])
-    return Destination((address[0],), address[1], key)
-
-
-def find_published(
-    name: Optional[str] = None,
-    *,
-    authkey: Union[str, bytes, None] = None,
-    authkey_file: Optional[str] = None,
-) -> Optional[Destination]:
-    """Where the cluster of that name is published to be; None if it is not."""
-    cluster = find_cluster(name)
+    cluster = find_cluster(name) if given is None else None
     if cluster is None:
-        return None
+        address = given or find_master(name=name)
+        key = find_key(authkey, authkey_file, host=address[0], port=address[1])
+        return Destination((address[0],), address[1], key)
     key = _given_key(authkey, authkey_file) or cluster.authkey
     # On this node we have seen that its process lives; elsewhere another may have got its address.
     nonce = None if cluster.is_here() else cluster.nonce

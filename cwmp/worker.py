@@ -1,4 +1,4 @@
-"""The agent of one node: take, report, beat, drain. It runs no user code, so it always answers.
+"""One stay at a master: take, report, beat, drain. It runs no user code, so it always answers.
 
 One thread, two connections (take; report and beat) and a pool of slots. When it is told to stop
 it goes in this order: take no more, give back what no slot has begun, let the slots finish as long as
@@ -7,58 +7,36 @@ it goes in this order: take no more, give back what no slot has begun, let the s
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
-import sys
 import time
 from collections import deque
 from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
 
 from . import defaults
 from .departure import Departure
-from .errors import ConnectError, MasterLost
+from .joining import Joined
 from .line import Line
 from .loop import Loop
-from .messages import JOB_QUEUE, RESULT_QUEUE, Outcome, this_side
-from .place import slurm_place
+from .messages import JOB_QUEUE, RESULT_QUEUE, Outcome
 from .pool import Pool
 from .stock import Stock
-from .transport import Wire, connect, introduce
 
 _CLOSE_S = 1.0  # from the hang-up to an idle slot's end; later it is killed
 
 
-def _print_to_stderr(line: str) -> None:
-    print(f"cwmp-worker: {line}", file=sys.stderr, flush=True)
-
-
 class Worker:
-    """The agent. `run()` blocks; `drain()` ends it from a signal handler.
+    """What an agent is to one master, from `serve` to its end; its slots are up before.
 
-    `slots` jobs run at a time. `leash_fd` is a descriptor whose end of file drains the worker at once.
+    `departure` says when to leave; `say` gets a line about what happens to slots.
     """
 
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        authkey: bytes,
-        *,
-        slots: int,
-        grace_s: float = defaults.GRACE_S,
-        wait_s: float = defaults.WAIT_S,
-        say: Callable[[str], None] = _print_to_stderr,
-        leash_fd: Optional[int] = None,
-    ) -> None:
-        self._address = (host, port)
-        self._authkey = authkey
-        self._wait_s = wait_s
-        self._say = say
-        self._leash_fd = leash_fd
+    def __init__(self, slots: int, loop: Loop, departure: Departure, say: Callable[[str], None]) -> None:
         self._slots = slots
+        self._loop = loop
+        self._departure = departure
+        self._say = say
         self._stock = Stock(slots)
-        self._loop = Loop()
         self._ident = 0
         self._done = 0
         self._limit = 0  # leases that the master may send in all
@@ -79,83 +57,25 @@ class Worker:
         self._answers_wait = False  # the pool has something to gather
         self._deaf_until: Optional[float] = None  # when the pool may wake us again
         self._draining = False  # the master has been told that we leave, or told us
-        # Written by signal handlers:
-        self._departure = Departure(grace_s)
-        self._child_ended = False  # a slot has died or is about to
-
-    def run(self) -> None:
-        """Serve until drained.
-
-        Raises ConnectError, WrongKey or VersionMismatch at the start, MasterLost later.
-        """
-        for name in defaults.THREAD_VARIABLES:
-            os.environ.setdefault(name, "1")
-        gc.freeze()  # slots share what is here now, as long as nobody touches it
-        gc.set_threshold(defaults.COLLECT_EVERY, 50, 100)  # leases come and go without cycles
+        self._child_ended = False  # a slot has died or is about to: written by a signal handler
         signal.signal(signal.SIGCHLD, lambda number, frame: self._on_child())
-        self._loop.wake_on_signals()
-        if self._leash_fd is not None:
-            self._loop.watch(self._leash_fd, self._on_leash)
-        self._pool = Pool(self._slots, self._loop, self._on_child)
-        try:
-            self._refill(time.monotonic())
-            if self._join():
-                self._serve()
-        finally:
-            self._pool.close(_CLOSE_S)
-            signal.set_wakeup_fd(-1)
-            self._loop.close()
-        if self._lost is not None:
-            raise MasterLost(f"the master at {self._place()} is gone: {self._lost}")
+        self._pool = Pool(slots, loop, self._on_child)
+        self._refill(time.monotonic())
 
-    def drain(self) -> None:
-        """Take no more jobs, finish what runs within the grace period, leave. A second call: leave now."""
-        self._departure.tell()
-        self._loop.wake()
-
-    # --- joining -----------------------------------------------------------------------------
-
-    def _join(self) -> bool:
-        """Connect and introduce ourselves; False if told to stop before that."""
-        wires = []
-        for _ in ("take", "report"):
-            wire = self._connect()
-            if wire is None:
-                return False
-            wires.append(wire)
-        hello = this_side("worker", slots=self._slots, busy=0, done=0, rss_bytes=0, place=slurm_place())
-        welcome = introduce(wires[0], hello)
-        self._ident = welcome["member"]
-        introduce(wires[1], {**hello, "member": self._ident})
-        self._take_line = Line(self._loop, wires[0], self._on_leases, self._on_lost)
-        self._report_line = Line(self._loop, wires[1], self._on_receipt, self._on_lost)
+    def serve(self, joined: Joined) -> Optional[str]:
+        """Work until it is time to leave; returns why the master is gone, if that was the end."""
+        self._ident = joined.ident
+        self._take_line = Line(self._loop, joined.take, self._on_leases, self._on_lost)
+        self._report_line = Line(self._loop, joined.report, self._on_receipt, self._on_lost)
         self._limit = self._limit_span = max(1, self._stock.room())
         self._take_line.request(JOB_QUEUE, "take", self._ident, self._limit)
-        slots = "1 slot" if self._slots == 1 else f"{self._slots} slots"
-        self._say(f"connected to {self._place()} (cluster {welcome['name']}), {slots}")
-        return True
+        self._serve()
+        return self._lost
 
-    def _connect(self) -> Optional[Wire]:
-        """A connection to the master, waiting for one that is not up yet; None if told to stop."""
-        deadline = time.monotonic() + self._wait_s
-        pause_s = 0.05
-        told = False
-        while not self._departure.under_way:
-            try:
-                return connect(*self._address, self._authkey)
-            except ConnectError as error:
-                left_s = deadline - time.monotonic()
-                if type(error) is not ConnectError or left_s <= 0:
-                    raise
-                if not told:
-                    self._say(f"waiting up to {left_s:.0f} s for a master at {self._place()}: {error}")
-                    told = True
-            self._loop.poll(min(pause_s, left_s))
-            pause_s = min(1.0, pause_s * 1.5)
-        return None
-
-    def _place(self) -> str:
-        return f"{self._address[0]}:{self._address[1]}"
+    def close(self) -> None:
+        """End the slots."""
+        self._loop.forget(self._pool)
+        self._pool.close(_CLOSE_S)
 
     # --- serving -----------------------------------------------------------------------------
 
@@ -377,14 +297,6 @@ class Worker:
             self._lost = reason
             self._take_line.close()
             self._report_line.close()
-
-    # --- from outside ------------------------------------------------------------------------
-
-    def _on_leash(self) -> None:
-        if self._leash_fd is not None and not os.read(self._leash_fd, 4096):
-            self._loop.forget(self._leash_fd)
-            self._leash_fd = None
-            self._departure.tell(times=2)
 
     def _on_child(self) -> None:
         self._child_ended = True

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
-from typing import List, Optional, Tuple
+from typing import TYPE_CHECKING, List, Optional, Tuple
 
 from .. import cpus, defaults, rendezvous
-from ..errors import ConnectError
-from ..home import home, stdin_line
+from ..home import stdin_line
 from . import common
+
+if TYPE_CHECKING:
+    from ..joining import Find
 
 _ABOUT = """\
 Start a worker: it takes jobs from a master and runs them in slots, one process each.
@@ -26,8 +27,6 @@ examples:
 SIGTERM and Ctrl-C drain it: running jobs may finish within the grace time, the rest goes back to the master;
 a second signal ends it at once.
 Exit status: 0 drained, 1 failure (master lost or not found, wrong key), 2 bad arguments."""
-
-_LOOK_AGAIN_S = 0.1
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -76,13 +75,11 @@ def _procs(text: str) -> str:
 
 
 def _work(args: argparse.Namespace) -> int:
-    from ..worker import Worker
+    from ..agent import Agent
 
     leash_fd = common.leash_fd(args)
     address = stdin_line().decode(errors="replace") if args.master == "-" else args.master
-    deadline = time.monotonic() + args.wait
-    host, port = _find_master(address, args.name, deadline, args.wait)
-    key = rendezvous.find_key(args.authkey, args.authkey_file, name=args.name, host=host, port=port)
+    find, wanted = _finder(args, address)
 
     def say(line: str) -> None:
         if line.startswith("connected to "):
@@ -90,40 +87,29 @@ def _work(args: argparse.Namespace) -> int:
         else:
             _tell(line)
 
-    worker = Worker(
-        host,
-        port,
-        key,
+    agent = Agent(
+        find,
+        wanted,
         slots=_slots(args.procs),
         grace_s=args.grace,
-        wait_s=max(0.0, deadline - time.monotonic()),
+        wait_s=args.wait,
         say=say,
         leash_fd=leash_fd,
     )
-    common.on_stop_signals(worker.drain)
-    worker.run()
+    common.on_stop_signals(agent.drain)
+    agent.run()
     return 0
 
 
-def _find_master(
-    address: Optional[str], name: Optional[str], deadline: float, wait_s: float
-) -> Tuple[str, int]:
-    """As `rendezvous.find_master`, but a cluster that is not published yet is waited for."""
+def _finder(args: argparse.Namespace, address: Optional[str]) -> Tuple[Find, str]:
+    """How to look up the master, and what to call it: an address stays as it is, a name is looked up anew."""
+    key = None if args.authkey_file is None else rendezvous.read_key_file(args.authkey_file)
+    key = key if args.authkey is None else args.authkey.encode()
     if address is not None or os.environ.get("CWMP_MASTER"):
-        return rendezvous.find_master(address)
-    told = False
-    while True:
-        cluster = rendezvous.find_cluster(name)
-        if cluster is not None:
-            return cluster.address()
-        if time.monotonic() >= deadline:
-            place = home() / "clusters"
-            wanted = rendezvous.cluster_name(name)
-            raise ConnectError(f"no master of cluster {wanted!r} appeared in {place} within {wait_s:g} s")
-        if not told:
-            _tell(f"waiting up to {wait_s:g} s for a master of cluster {rendezvous.cluster_name(name)!r}")
-            told = True
-        time.sleep(_LOOK_AGAIN_S)
+        where = rendezvous.find(address, authkey=key)
+        return (lambda: where), f"at {where}"
+    name = rendezvous.cluster_name(args.name)
+    return (lambda: rendezvous.find(name=name, authkey=key)), f"of cluster {name!r}"
 
 
 def _slots(procs: str) -> int:

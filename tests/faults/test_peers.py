@@ -85,11 +85,13 @@ def test_another_protocol_is_refused_with_both_named(
 OTHER_WORKER = """
 import platform, sys
 from cwmp import messages
-from cwmp.worker import Worker
+from cwmp.agent import Agent
+from cwmp.rendezvous import Destination
 
 setattr(messages, sys.argv[3], eval(sys.argv[4]))
+where = Destination((sys.argv[1],), int(sys.argv[2]), b"KEY")
 try:
-    Worker(sys.argv[1], int(sys.argv[2]), b"KEY", slots=1).run()
+    Agent(lambda: where, slots=1).run()
 except Exception as error:
     print(type(error).__name__, error)
 """

@@ -253,7 +253,8 @@ def test_worker_tells_how_many_slots_and_why(run: Callable[..., Running]) -> Non
 
 def test_worker_waits_for_a_master_that_is_not_published_yet(run: Callable[..., Running]) -> None:
     worker = run("cwmp-worker", "--procs", "1", "--name", "night", "--wait", "30")
-    assert worker.line("stderr") == "cwmp-worker: waiting up to 30 s for a master of cluster 'night'"
+    line = worker.line("stderr")
+    assert line.startswith("cwmp-worker: waiting up to 30 s for a master of cluster 'night': no cluster ")
     start_master(run, "--name", "night")
     assert "(cluster night)" in worker.line()
 
@@ -293,12 +294,51 @@ def test_worker_with_another_key_is_refused_and_shows_none(run: Callable[..., Ru
 
 def test_worker_tells_when_its_master_is_gone(run: Callable[..., Running]) -> None:
     master = start_master(run)
-    worker = run("cwmp-worker", "--procs", "1")
+    worker = run("cwmp-worker", f"127.0.0.1:{master.port}", "--procs", "1")
     worker.line()
     slots = [process.pid for process in psutil.Process(worker.pid).children(recursive=True)]
     master.process.kill()
     assert "is gone" in worker.ends(status=1)
     eventually(lambda: all(map(is_gone, slots)), "slots end")
+
+
+def test_worker_that_knows_its_master_by_name_waits_for_the_next(run: Callable[..., Running]) -> None:
+    master = start_master(run, "--name", "night")
+    worker = run("cwmp-worker", "--name", "night", "--procs", "1", "--wait", "1")
+    worker.line()
+    slots = [process.pid for process in psutil.Process(worker.pid).children(recursive=True)]
+    master.process.kill()
+    assert f"the master at 127.0.0.1:{master.port} is gone: " in worker.line("stderr")
+    assert "waiting up to 1 s for a master of cluster 'night'" in worker.line("stderr")
+    reason = worker.ends(status=1)
+    assert f"the master at 127.0.0.1:{master.port} is gone: " in reason
+    assert "no cluster named 'night' is running" in reason
+    eventually(lambda: all(map(is_gone, slots)), "slots end")
+
+
+def test_worker_follows_a_master_that_is_started_anew(run: Callable[..., Running]) -> None:
+    first = start_master(run, "--name", "night")
+    worker = run("cwmp-worker", "--name", "night", "--procs", "2")
+    worker.line()
+    first.process.kill()
+    first.process.wait()
+    second = start_master(run, "--name", "night", "--authkey", "another key this time")
+    expected = f"cwmp-worker: connected to 127.0.0.1:{second.port} (cluster night), 2 slots"
+    assert worker.line() == expected
+    with ClusterExecutor(f"127.0.0.1:{second.port}") as executor:
+        assert list(executor.map(square, range(4))) == [0, 1, 4, 9]
+    worker.process.terminate()
+    worker.ends(status=0)
+
+
+def test_worker_told_to_stop_while_it_looks_for_the_next_master(run: Callable[..., Running]) -> None:
+    master = start_master(run)
+    worker = run("cwmp-worker", "--procs", "1")
+    worker.line()
+    master.process.kill()
+    worker.line("stderr")
+    worker.process.terminate()
+    worker.ends(status=0)
 
 
 def test_worker_on_a_leash_takes_address_and_key_from_standard_input(run: Callable[..., Running]) -> None:
