@@ -48,7 +48,7 @@ _VALUE_OPTIONS = {
     "--setup": (
         "LINE",
         "setup",
-        "a shell line before master and workers start: 'module load python'; again for more; one that fails ends it",
+        "a shell line before either starts: 'module load python'; again for more. They must succeed",
     ),
     "--wrap": ("CMD", "wrap", "what to run master and workers with, as in 'apptainer exec img.sif'"),
     "--sbatch": ("OPT", "sbatch", "an option of sbatch for the workers: --constraint=fast; again for more"),

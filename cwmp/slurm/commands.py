@@ -151,9 +151,10 @@ def cancel_waiting(jobs: Sequence[str]) -> None:
 def signal(jobs: Sequence[str], name: str = "TERM", *, steps: bool = False) -> None:
     """Send a signal to the program that the batch script became, or with `steps` to what srun started.
 
-    Jobs that do not run are left alone.
+    Jobs that do not run are left alone: scancel would wait for them to begin.
     """
-    _scancel(["scancel", f"--signal={name}", *([] if steps else ["--batch"]), *jobs] if jobs else [])
+    how = [f"--signal={name}", "--state=RUNNING", *([] if steps else ["--batch"])]
+    _scancel(["scancel", *how, *jobs] if jobs else [])
 
 
 def run(

@@ -34,10 +34,10 @@ def end(pool: Pool, say: Say, *, grace_s: float = GRACE_S) -> None:
     running = [job for job in present(workers) if not job.waits]
     commands.cancel_waiting(workers)
     if running and grace_s > 0:
-        say(f"asking {counted(len(running), 'worker')} to end")
+        say(f"asking the workers to end ({counted(len(running), 'job')})")
         _ask_to_end(pool)
         _wait(workers, grace_s + MASTER_S, lambda left: not left)
-    if pool.master_job is not None and present([pool.master_job]):
+    if pool.master_job is not None and any(not job.waits for job in present([pool.master_job])):
         commands.signal([pool.master_job])
         _wait([pool.master_job], MASTER_S, lambda left: not left)
     _cancel(pool.jobs(), say)

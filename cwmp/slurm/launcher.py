@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
-from typing import Iterator, Sequence
+from typing import Iterator, Optional, Sequence
 
 from .. import rendezvous
 from ..defaults import GRACE_S
@@ -30,23 +30,20 @@ def start(options: Options, say: Say) -> Pool:
     if not commands.available():
         raise SlurmError("no sbatch, squeue and scancel on this machine's PATH: type this on a login node")
     deadline = time.monotonic() + options.wait_s
-    with records.locked(options.name):
+    pool = Pool(options, platform.node(), time.time(), wanted=options.workers)
+    submission.make_log_directory(pool)
+    with records.locked():
         _refuse_running(options.name)
         before = rendezvous.read(options.name)
-        pool = Pool(options, platform.node(), time.time(), wanted=options.workers)
-        submission.make_log_directory(pool)
-        records.save(pool)
-        try:
-            _submit(pool, say)
-        except BaseException as error:
-            raise _given_up(pool, error, say) from None
+        failure = _submit(pool, say)
     try:
+        if failure is not None:
+            raise failure
         if options.wait_s > 0:
             cluster = MasterWait(pool, None if before is None else before.nonce, say).until(deadline)
             say(f"the master answers on {rendezvous.format_address(*cluster.address())}")
     except BaseException as error:
-        with records.locked(options.name):
-            raise _given_up(records.load(options.name) or pool, error, say) from None
+        raise _given_up(pool, error, say) from None
     return pool
 
 
@@ -55,12 +52,12 @@ def stop(name: str, say: Say, *, grace_s: float = GRACE_S) -> None:
 
     What the workers run gets `grace_s` to end. CwmpError says what cannot be ended from here.
     """
-    with records.locked(name):
+    with records.locked():
         pool = pool_of(name)
         pool.stopping = True  # from now on nothing is submitted for it
         records.save(pool)
     ending.end(pool, say, grace_s=grace_s)
-    records.remove(name)
+    records.remove(pool)
 
 
 def pool_of(name: str) -> Pool:
@@ -92,8 +89,17 @@ def run(options: Options, command: Sequence[str], say: Say) -> int:
 # --- a start that fails, or must not begin --------------------------------------------------
 
 
-def _submit(pool: Pool, say: Say) -> None:
-    """Hand everything to SLURM. Needs the record's lock."""
+def _submit(pool: Pool, say: Say) -> Optional[BaseException]:
+    """Record the pool and hand everything to SLURM; what went wrong, if anything. Needs the lock."""
+    try:
+        records.save(pool)
+        _submit_all(pool, say)
+    except BaseException as error:
+        return error
+    return None
+
+
+def _submit_all(pool: Pool, say: Say) -> None:
     if pool.options.master == "here":
         here.start(pool)
         say(f"the master runs on this host (pid {pool.master_pid})")
@@ -138,14 +144,16 @@ def _given_up(pool: Pool, error: BaseException, say: Say) -> BaseException:
     """Undo a start that failed; what to raise, which says what stays."""
     stays = ""
     with submission.undisturbed():
-        pool.stopping = True
         try:
-            records.save(pool)
+            with records.locked():
+                pool = records.load(pool.name) or pool
+                pool.stopping = True
+                records.save(pool)
             ending.end(pool, say, grace_s=0.0)
         except CwmpError as trouble:
             stays = f"; some of it may still be there ({trouble}): type cwmp-slurm --name {pool.name} stop"
         else:
-            records.remove(pool.name)
+            records.remove(pool)
     if isinstance(error, CwmpError):
         return CwmpError(f"cluster {pool.name!r} did not start: {error}{stays}")
     say(f"cluster {pool.name!r} was not started{stays or ', and nothing of it stays'}")

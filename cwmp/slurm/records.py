@@ -10,7 +10,7 @@ import contextlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Set
+from typing import Any, Dict, List, Optional, Set
 
 from ..errors import UsageError
 from ..home import exclusive, private_directory, read_private, write_private
@@ -82,10 +82,12 @@ def save(pool: Pool) -> None:
     write_private(_path(pool.name), json.dumps(asdict(pool), separators=(",", ":")).encode())
 
 
-def remove(name: str) -> None:
-    """Forget a cluster that has ended."""
-    with contextlib.suppress(FileNotFoundError):
-        _path(name).unlink()
+def remove(pool: Pool) -> None:
+    """Forget a cluster that has ended, and not another that was started under its name since."""
+    with locked(), contextlib.suppress(FileNotFoundError):
+        recorded = load(pool.name)
+        if recorded is not None and recorded.started_at == pool.started_at:
+            _path(pool.name).unlink()
 
 
 def names() -> List[str]:
@@ -93,12 +95,12 @@ def names() -> List[str]:
     return sorted(path.stem for path in private_directory("slurm").glob("[A-Za-z0-9]*.json"))
 
 
-@contextlib.contextmanager
-def locked(name: str) -> Iterator[None]:
-    """Keep this user's other processes from changing that record, or submitting for it, meanwhile."""
-    private_directory("slurm")
-    with exclusive(f"slurm/{name}"):
-        yield
+def locked() -> contextlib.AbstractContextManager[None]:
+    """Keep this user's other processes from changing records, or submitting for them, meanwhile.
+
+    One lock for all clusters: a lock file for each would be left of every one that ever was.
+    """
+    return exclusive("slurm")
 
 
 def _path(name: str) -> Path:

@@ -32,7 +32,7 @@ def scale(name: str, count: int, say: Say) -> None:
 
     CwmpError when the cluster is being stopped, or when not all that should go can be told to.
     """
-    with records.locked(name):
+    with records.locked():
         pool = pool_of(name)
         present = ending.present([group.job for group in pool.groups])
         if pool.stopping:

@@ -122,4 +122,4 @@ class MasterWait:
         line = f"no master within {self._pool.options.wait_s:g} s: {self._where()}"
         if self._pool.master_job is not None and self._job is not None and not self._job.waits:
             line += logs.told(log_path(self._pool, self._pool.master_job))
-        return line
+        return f"{line}; --wait S waits longer, --wait 0 not at all"

@@ -135,7 +135,8 @@ def test_module_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_module_with_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["slave"]) == 2
-    assert capsys.readouterr().err == "cwmp: no command 'slave': use one of master, worker, status, local, slurm\n"
+    known = "master, worker, status, local, slurm"
+    assert capsys.readouterr().err == f"cwmp: no command 'slave': use one of {known}\n"
 
 
 # --- failures and the ready line ------------------------------------------------------------
