@@ -98,5 +98,7 @@ def _forget_address(pool: Pool) -> None:
         cluster = rendezvous.find_cluster(pool.name)
     except UsageError:
         return  # damaged: that is for those who use it
-    if cluster is not None and pool.master_job is not None and masters.answering(pool.name) is None:
+    if cluster is None or pool.master_job is None:
+        return
+    if cluster.slurm_job == pool.master_job or masters.answering(pool.name) is None:
         rendezvous.withdraw(cluster)

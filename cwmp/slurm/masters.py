@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Optional, Sequence
 
-from .. import defaults, rendezvous, transport
+from .. import defaults, dial, rendezvous
 from ..errors import ConnectError
 from ..messages import JOB_QUEUE
+from ..rendezvous import Destination
 
 
 def call(cluster: rendezvous.Cluster, method: str, *args: Any) -> Any:
     """What that master's JobQueue answers. ConnectError when it cannot be reached."""
-    host, port = cluster.address()
-    wire = transport.connect(host, port, cluster.authkey, timeout_s=defaults.CONNECT_S)
+    where = Destination(cluster.hosts(), cluster.port, cluster.authkey, cluster.name, cluster.nonce)
+    wire = dial.reach(where, defaults.CONNECT_S).wire
     try:
         return wire.call(JOB_QUEUE, method, *args)
     except OSError as error:
@@ -36,12 +37,7 @@ def drain(name: str, workers: Sequence[int]) -> List[int]:
 def answering(name: str) -> Optional[rendezvous.Cluster]:
     """The published cluster of that name, if its master answers now; None otherwise."""
     cluster = rendezvous.find_cluster(name)
-    if cluster is not None:
-        try:
-            call(cluster, "status")
-        except ConnectError:
-            return None
-    return cluster
+    return cluster if cluster is not None and dial.answers(cluster) else None
 
 
 def _published(name: str) -> rendezvous.Cluster:

@@ -44,11 +44,11 @@ def scale(name: str, count: int, say: Say) -> None:
         if missing > 0:
             groups = submission.submit_workers(pool, missing)
             jobs = ", ".join(group.job for group in groups)
-            say(f"{counted(len(seats), 'worker')} had been there, {missing} more submitted (job {jobs})")
+                say(f"{counted(len(seats), 'worker')} before, {missing} more submitted (job {jobs})")
         elif missing < 0:
             leavers = choose_leavers(seats_of(pool, present, _workers(name)), -missing)
             let_go(pool, leavers)
-            say(f"{counted(len(seats), 'worker')} had been there; {_told(leavers)}")
+            say(f"{counted(len(seats), 'worker')} before; {_told(leavers)}")
         else:
             say(f"{counted(count, 'worker')}: as it was")
 
@@ -137,4 +137,4 @@ def _told(leavers: Sequence[Seat]) -> str:
     busy = sum(seat.busy for seat in leavers)
     jobs = ", ".join(seat.job for seat in leavers[:10]) + (", …" if len(leavers) > 10 else "")
     when = f", {busy} of them when what they run has ended" if busy else ""
-    return f"{counted(len(leavers), 'worker')} of them leave{when} (job {jobs})"
+    return f"{len(leavers)} of them leave{when} (job {jobs})"
