@@ -44,7 +44,7 @@ def scale(name: str, count: int, say: Say) -> None:
         if missing > 0:
             groups = submission.submit_workers(pool, missing)
             jobs = ", ".join(group.job for group in groups)
-                say(f"{counted(len(seats), 'worker')} before, {missing} more submitted (job {jobs})")
+            say(f"{counted(len(seats), 'worker')} before, {missing} more submitted (job {jobs})")
         elif missing < 0:
             leavers = choose_leavers(seats_of(pool, present, _workers(name)), -missing)
             let_go(pool, leavers)
