@@ -98,8 +98,8 @@ MAX_STOCK = 1000
 """Jobs a slot that a worker holds at most, however short they are."""
 
 UNHURRIED = 3
-"""Messages on their way that may go without a prompt receipt. Fewer: one who does a job at a time
-pays for more receipts. More: a burst begins with more messages of a single job."""
+"""Jobs that may be open, or reports since leases came, before a message asks for a prompt receipt. Fewer: one
+who does a job at a time pays for receipts. More: a burst begins with more messages of a single job."""
 
 MAX_BATCH_JOBS = 2000
 """Jobs in one message. Larger: fewer messages, longer pauses of each side while it works on one."""

@@ -104,10 +104,10 @@ class Session:
     def _put(self, jobs: List[Job]) -> None:
         """Send jobs; with the lock held.
 
-        A single one does not wait for the receipts of the few before it, nor asks for its own. When
-        there are more, it is `prompt`: what is submitted until its receipt is here travels together.
+        Where no more than a few jobs are open, a single one asks for no receipt. Else the put is
+        `prompt`: what is submitted until its receipt is here travels together.
         """
-        prompt = len(jobs) > 1 or bool(self._pending) or len(self._replies) >= defaults.UNHURRIED
+        prompt = len(jobs) > 1 or bool(self._pending) or len(self._open) > defaults.UNHURRIED
         on_reply = self._on_prompt_put if prompt else _do_nothing
         self._request("put", self._ident, jobs, prompt, on_reply=on_reply)
         self._prompt_under_way = prompt

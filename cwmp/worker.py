@@ -45,6 +45,7 @@ class Worker:
         self._received = 0  # and has sent
         self._receipts_due: Deque[float] = deque()  # when, for each report on its way
         self._prompt_under_way = False  # one of them is being waited for
+        self._lone_reports = 0  # since leases came
         self._lost: Optional[str] = None  # why the master is gone
         self._left = False  # we have said goodbye
         # What the next report will carry:
@@ -174,6 +175,7 @@ class Worker:
             self._departure.let_go()
             return
         self._received += len(leases)
+        self._lone_reports = 0
         self._stock.add(leases)
         # Counting what there is takes longer than a small job: not for each one that is on order.
         if self._limit - self._received < self._limit_span // 2:
@@ -182,8 +184,8 @@ class Worker:
     def _report(self, now: float) -> None:
         """Send what there is to say, in natural batches, and a sign of life at least every beat.
 
-        A single outcome is reported without waiting for the receipts of the few before it. More are
-        reported `prompt`, and until the receipt is here the next ones gather.
+        A single outcome, or the first few since the last leases came, is reported without asking for a
+        receipt. Else the report is `prompt`, and until the receipt is here the next outcomes gather.
         """
         if self._prompt_under_way:
             return
@@ -213,7 +215,8 @@ class Worker:
             report["facts"] = self._facts()
             self._next_beat = now + defaults.BEAT_S
         count = len(report.get("outcomes", ()))
-        prompt = count != 1 or len(self._receipts_due) >= defaults.UNHURRIED
+        prompt = count != 1 or self._lone_reports >= defaults.UNHURRIED
+        self._lone_reports += 1
         if count >= defaults.PACE_FROM_JOBS and self._deaf_until is None:
             # Many jobs are being done: let some more gather before anybody is woken for them.
             self._deaf_until = now + min(defaults.PACE_MAX_S, count * defaults.PACE_S)

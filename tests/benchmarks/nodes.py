@@ -127,7 +127,7 @@ class Node:
             self.next_beat = now + defaults.BEAT_S
         if not news:
             return
-        prompt = len(news.get("outcomes", ())) != 1 or self._receipts_due >= defaults.UNHURRIED
+        prompt = len(news.get("outcomes", ())) != 1
         self._prompt_under_way = prompt
         self._receipts_due += 1
         self._report_line.request(RESULT_QUEUE, "report", self._ident, news, prompt)
