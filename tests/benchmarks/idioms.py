@@ -136,9 +136,9 @@ def dask() -> Iterator[Idiom]:
     ) as cluster, Client(cluster) as client:
 
         def each(func: Function, arguments: Sequence[Any]) -> List[Any]:
-            if arguments and isinstance(arguments[0], bytes):  # one graph must not hold many large values
-                return client.gather([client.submit(func, argument, pure=False) for argument in arguments])
-            return client.gather(client.map(func, arguments, pure=False))
+            large = isinstance(arguments[0], bytes) and len(arguments[0]) > 10_000
+            batch = 10 if large else 100  # the workers begin while the rest is still being sent
+            return client.gather(client.map(func, arguments, pure=False, batch_size=batch))
 
         def one(func: Function, argument: Any) -> Any:
             return client.submit(func, argument, pure=False).result()
