@@ -26,7 +26,7 @@ WAIT_S = 600.0
 """How long `start` waits for the master, unless told otherwise: queues are long. Shorter: a start on a busy
 cluster is given up, and with it its place in the queue."""
 
-_TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}")
+_TIME = re.compile(r"(\d+|\d+-\d+)(:\d\d){0,2}", re.ASCII)
 _NO_LIMIT = ("UNLIMITED", "INFINITE")
 _WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+,:/-]*")
 
@@ -272,12 +272,12 @@ def _check_word(flag: str, value: str) -> None:
 
 
 def _check_memory(flag: str, value: str) -> None:
-    if not re.fullmatch(r"[1-9]\d*[KMGTkmgt]?", value):
+    if not re.fullmatch(r"[1-9][0-9]*[KMGTkmgt]?", value):
         raise UsageError(f"{flag} {value!r} is no size of SLURM's: use megabytes, or a unit as in 4G")
 
 
 def _check_gpus(flag: str, value: str) -> None:
-    if not re.fullmatch(r"([A-Za-z][A-Za-z0-9_.-]*:)?[1-9]\d*", value):
+    if not re.fullmatch(r"([A-Za-z][A-Za-z0-9_.-]*:)?[1-9][0-9]*", value):
         raise UsageError(f"{flag} {value!r} is not a number such as 1, or a kind and a number such as a100:1")
 
 
@@ -287,14 +287,14 @@ def _check_directory(flag: str, value: str) -> None:
 
 
 def _check_shell(flag: str, value: str) -> None:
+    if value.endswith("\\"):
+        raise UsageError(f"{flag} {value!r} ends in a backslash, which would join it with the next line")
     try:
         shlex.split(value, comments=True)
     except ValueError as error:
         raise UsageError(f"{flag} {value!r} is no complete line for a shell: {error}") from None
     if flag == "--wrap" and "=" in value.split()[0]:
         raise UsageError(f"{flag} {value!r} begins with no command: use --setup 'export {value.split()[0]}'")
-    if value.rstrip().endswith("\\"):
-        raise UsageError(f"{flag} {value!r} ends in a backslash, which would join it with the next line")
 
 
 def _check_sbatch(flag: str, value: str) -> None:

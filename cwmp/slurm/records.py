@@ -73,7 +73,7 @@ def load(name: str) -> Optional[Pool]:
         record["options"] = _options(record["options"])
         record["groups"] = [Group(**group) for group in record["groups"]]
         return Pool(**record)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise UsageError(f"{path} is damaged: look for its jobs with squeue, then remove it") from None
 
 

@@ -148,7 +148,7 @@ def _quoted(text: str) -> str:
 
 
 def _script(about: str, asked: Sequence[str], options: Options, place: Place, program: str) -> str:
-    lines = ["#!/bin/bash", f"# {about}, as cwmp-slurm submits it."]
+    lines = ["#!/bin/bash", f"# {about}, as submitted by cwmp-slurm."]
     lines += [f"#SBATCH {option}" for option in asked]
     lines += ["", f"export CWMP_HOME={shlex.quote(place.home)}"]
     lines += ["unset CWMP_MASTER CWMP_NAME  # those of another cluster"]
