@@ -8,16 +8,15 @@ it one change of threads of a round trip's few. Everything but that simple case 
 
 from __future__ import annotations
 
-import select
 import threading
 import time
-from typing import Any, Callable, List
+from typing import Any, Callable, List, Optional
 
 from . import defaults
 from .messages import RESULT_QUEUE
 from .transport import Wire
 
-_ASIDE_S = 0.004  # how long the dispatcher waits for another visitor; others' events may be that late
+_ASIDE_S = 0.004  # how long the dispatcher waits for another visitor; what nobody waits for may be that late
 
 
 class Collector:
@@ -33,8 +32,7 @@ class Collector:
         self._visitor_came = False  # while the dispatcher was reading
         self._recalled = threading.Lock()  # released to end the dispatcher's standing aside
         self._recalled.acquire()
-        self._arrivals = select.poll()
-        self._arrivals.register(wire.sock, select.POLLIN)
+        self._broken: Optional[OSError] = None  # what a visitor found of the connection
         self.aside = False
         """Whether the dispatcher stands aside."""
 
@@ -48,6 +46,8 @@ class Collector:
     def read(self, pass_on: Callable[[List[Any]], None]) -> None:
         """Wait for the next events and pass them on. Raises EOFError, OSError or a CwmpError."""
         with self._turn:
+            if self._broken is not None:
+                raise self._broken
             seen, events = self._wire.reply()
             pass_on(events)
             self._seen = seen
@@ -88,20 +88,25 @@ class Collector:
             return
         with self._turn:
             self._visits += 1
-            while self.aside:
-                if self._arrivals.poll(1000 * _ASIDE_S) and self._read_as_visitor(take):
-                    return
+            if self._read_as_visitor(take):
+                return
+        self.recall()
 
     def _read_as_visitor(self, take: Callable[[List[Any]], bool]) -> bool:
-        peeked = self._wire.peek()
-        if peeked is not None:
-            size, (seen, events) = peeked
-            if take(events):
-                self._wire.skip(size)
-                self._seen = seen
-                return True
-        self.recall()
-        return False
+        """Wait for what comes next, which may be for somebody else: then the dispatcher goes on."""
+        try:
+            peeked = self._wire.peek()
+        except OSError as error:
+            self._broken = error
+            return False
+        if peeked is None:
+            return False
+        size, (seen, events) = peeked
+        if not take(events):
+            return False
+        self._wire.skip(size)
+        self._seen = seen
+        return True
 
     def recall(self) -> None:
         """Have the dispatcher go on reading."""

@@ -158,9 +158,9 @@ class Wire:
         return value
 
     def peek(self) -> Optional[Tuple[int, Any]]:
-        """(size, value) of the reply that has arrived, left where it is for `skip`.
+        """Wait for the next reply: its size and value. It is left where it is, see `skip`.
 
-        None where that is not one small and complete reply: `reply` tells what it is.
+        None where what comes is not one small and complete reply: `reply` tells what it is. Raises OSError.
         """
         data = self.sock.recv(defaults.READ_BYTES, socket.MSG_PEEK)
         if data[:4] == header(len(data) - 4) and not self._frames and self._reader.at_frame:
