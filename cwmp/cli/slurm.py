@@ -102,6 +102,13 @@ def _parser() -> common.Parser:
         if dest in _NUMBERS:
             settings["type"] = common.checked(_NUMBERS[dest])
         parser.add_argument(flag, metavar=metavar, dest=dest, help=help_text, **settings)
+    for flag, which in (("--min", "fewest"), ("--max", "most")):
+        parser.add_argument(
+            flag,
+            metavar="K",
+            type=common.checked(_whole),
+            help=f"keep: the {which} workers that there may be",
+        )
     parser.add_argument("--json", action="store_true", help="status: print one JSON object")
     return parser
 
@@ -149,6 +156,27 @@ def _scale(args: argparse.Namespace, _program: List[str]) -> int:
     return 0
 
 
+def _status(args: argparse.Namespace, _program: List[str]) -> int:
+    import json
+
+    from ..slurm import launcher, look, view
+
+    seen = view.join(look.look_at(launcher.pool_of(_name(args)), patience_s=_PATIENCE_S))
+    print(json.dumps(seen, indent=1) if args.json else view.report(seen))
+    return 1 if seen["slurm_error"] else 0
+
+
+def _keep(args: argparse.Namespace, _program: List[str]) -> int:
+    import threading
+
+    from ..slurm.holding import Holding, bounds_of
+
+    stop = threading.Event()
+    common.on_stop_signals(stop.set)
+    Holding(_name(args), bounds_of(args.min, args.max), _say).run(stop)
+    return 0
+
+
 def _script(args: argparse.Namespace, _program: List[str]) -> int:
     from ..slurm import scripts, submission
 
@@ -178,4 +206,14 @@ def _say(line: str) -> None:
     print(f"cwmp-slurm: {line}", file=sys.stderr, flush=True)
 
 
-_ACTIONS = {"start": _start, "stop": _stop, "scale": _scale, "script": _script, "run": _run}
+_PATIENCE_S = 5.0  # of `status`, with a SLURM that does not answer
+
+_ACTIONS = {
+    "start": _start,
+    "stop": _stop,
+    "status": _status,
+    "scale": _scale,
+    "keep": _keep,
+    "script": _script,
+    "run": _run,
+}

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Dict, List, Optional, Set, Tuple
 
-from .seats import YOUNG_S, Member, Seat, how_it_ended
+from .seats import COMPLETING, LOST, YOUNG_S, Member, Seat, how_it_ended
 
 TRIES = 3
 """Members of one seat that die young in a row, through their own fault, before the seat is given up."""
@@ -24,6 +24,17 @@ GROW_S = 5.0
 IDLE_S = 60.0
 """How long a worker must have had nothing to do before it is let go. Smaller: workers come and go with
 each pause of a program. Larger: idle cores are paid for."""
+
+LOST_S = 10.0
+"""How long a worker that had joined may be missing at the master before another takes its seat, and it is
+cancelled: SLURM itself notices after minutes that a node is gone. Longer than a worker takes to come back."""
+
+ALL_LOST_S = 60.0
+"""The same where none is left: then it may well be the master that was begun again, and they will find it."""
+
+JOIN_S = 600.0
+"""How long a worker may run without joining before it is cancelled. Longer than it looks for its master, and
+than what --setup may take."""
 
 BAD_NODE = 2
 """Young deaths on one node, while workers elsewhere are well, after which submissions avoid the node."""
@@ -71,6 +82,7 @@ class Decision:
     avoid: Tuple[str, ...] = ()  # nodes on which submitted workers should not start
     drain: Tuple[str, ...] = ()  # members that have had no work for a while
     cancel: Tuple[str, ...] = ()  # members that have not started
+    kill: Tuple[str, ...] = ()  # members that are lost
     given_up: Tuple[GivenUp, ...] = ()
     hopeless: bool = False  # every seat has been given up
     notes: Tuple[str, ...] = ()  # what happened, for people
@@ -83,6 +95,7 @@ class Keeper:
     _seats: List[Seat] = field(default_factory=list)
     _held: Dict[str, Seat] = field(default_factory=dict)  # seats of the living, by job
     _buried: Optional[Set[str]] = None  # jobs that have ended and are judged; None before the first look
+    _lost: Set[str] = field(default_factory=set)  # jobs that do not count though SLURM still has them
     _target: Optional[int] = None  # seats that there shall be; None before the first look
     _short_since: Optional[float] = None  # since when more are called for,
     _slack_since: Optional[float] = None  # or fewer
@@ -90,8 +103,9 @@ class Keeper:
 
     def decide(self, sight: Sight, bounds: Bounds, now: float) -> Decision:
         """What to do, given this look. Never more than `bounds.most`, never a worker that has jobs."""
-        living = [member for member in sight.members if member.alive]
         notes = self._take_in(sight, now)
+        lost = self._lose_the_missing(sight, now, notes)
+        living = [member for member in sight.members if self._counts(member)]
         for member in living:
             if member.worker is not None:
                 self._deaths_on.pop(member.node, None)
@@ -106,6 +120,7 @@ class Keeper:
             avoid=tuple(sorted(avoid)),
             drain=tuple(drain),
             cancel=tuple(cancel),
+            kill=tuple(lost),
             given_up=tuple(given_up),
             hopeless=bool(self._seats) and all(seat.given_up for seat in self._seats),
             notes=tuple(notes),
@@ -121,26 +136,49 @@ class Keeper:
     def _take_in(self, sight: Sight, now: float) -> List[str]:
         """Give seats to those who are new, then free the seats of those who ended; returns who that was."""
         by_job = {member.job: member for member in sight.members}
-        dead = {member.job for member in sight.members if not member.alive}
+        self._lost &= by_job.keys()
+        dead = {member.job for member in sight.members if not self._counts(member)}
         # Who ended before the first look is none of our business; later ones may have come and gone
         # without our seeing them alive.
-        known = dead if self._buried is None else self._buried
+        known = dead if self._buried is None else self._buried | self._lost
         self._buried = dead
         for member in sight.members:
-            if member.alive or not (member.job in known or member.job in self._held):
+            if self._counts(member) or not (member.job in known or member.job in self._held):
                 self._seat_of(member, now).see(member, now, master_seen=sight.jobs is not None)
         notes = []
         for job in [job for job in self._held if job in dead or job not in by_job]:
-            seat = self._held.pop(job)
-            last = seat.member
+            last = self._held[job].member
             assert last is not None
             member = by_job.get(job) or replace(last, state="", reason="", ran_s=None)
-            member = replace(member, node=member.node or last.node, ran_s=seat.age_s(member, now))
-            let_go = seat.sent_away or member.dismissed
-            if seat.bury(member, now) and member.node:
-                self._deaths_on[member.node] = self._deaths_on.get(member.node, 0) + 1
-            notes.append(f"worker {job} {'was let go' if let_go else 'ended: ' + how_it_ended(member)}")
+            notes.append(self._bury(job, replace(member, node=member.node or last.node), now))
         return notes
+
+    def _counts(self, member: Member) -> bool:
+        return member.alive and member.job not in self._lost
+
+    def _bury(self, job: str, member: Member, now: float) -> str:
+        """Free the seat of one that has ended; returns what there is to say."""
+        seat = self._held.pop(job)
+        member = replace(member, ran_s=seat.age_s(member, now))
+        if seat.bury(member, now) and member.node:
+            self._deaths_on[member.node] = self._deaths_on.get(member.node, 0) + 1
+        return f"worker {job} {'was let go' if member.dismissed else 'ended: ' + how_it_ended(member)}"
+
+    def _lose_the_missing(self, sight: Sight, now: float, notes: List[str]) -> List[str]:
+        """Free the seats of those that the master has missed for too long; returns those to cancel."""
+        some_here = any(seat.member is not None and seat.member.worker is not None for seat in self._seats)
+        patience_s = LOST_S if some_here else ALL_LOST_S
+        for job, seat in list(self._held.items()):
+            assert seat.member is not None
+            if seat.missing_since is not None and now - seat.missing_since >= patience_s:
+                member = replace(seat.member, state=LOST, reason="the master no longer hears it")
+            elif seat.watched and not seat.joined and seat.age_s(seat.member, now) >= JOIN_S:
+                member = replace(seat.member, reason=f"it has not joined within {JOIN_S:g} s")
+            else:
+                continue
+            notes.append(self._bury(job, member, now))
+            self._lost.add(job)
+        return [m.job for m in sight.members if m.job in self._lost and m.alive and m.state != COMPLETING]
 
     def _seat_of(self, member: Member, now: float) -> Seat:
         """The seat that it has; else the free one that has waited for it; else a further one."""
@@ -220,8 +258,6 @@ class Keeper:
                 cancel.append(member.job)
             else:
                 drain.append(member.job)
-            seat = self._held[member.job]
-            seat.sent_away = seat.leaving = True
             surplus -= 1
         return drain, cancel
 

@@ -18,9 +18,13 @@ BACKOFF_S = 5.0
 BACKOFF_MAX_S = 300.0
 """The longest pause."""
 
-BLAMELESS = frozenset({"CANCELLED", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "REVOKED"})
+LOST = "LOST"
+"""Not SLURM's word: the master no longer hears a worker that SLURM still takes for alive."""
+
+BLAMELESS = frozenset({"CANCELLED", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "REVOKED", LOST})
 """Ends that say nothing about the worker itself: somebody, or a node, ended it."""
 
+COMPLETING = "COMPLETING"  # SLURM is ending it; where its node does not answer, for minutes
 _STILLBORN = "launch failed requeued held"  # SLURM could not start it, and holds it for ever
 
 
@@ -64,8 +68,8 @@ class Seat:
     joined: bool = False  # the master has had it as a worker
     watched: bool = False  # the master was seen while it ran
     since: Optional[float] = None  # when it was first seen running
-    sent_away: bool = False  # we let it go
-    leaving: bool = False  # so did we, or it goes by itself since its time is nearly up
+    missing_since: Optional[float] = None  # since when the master, which had it, has not; or it is completing
+    leaving: bool = False  # it takes no more jobs, since its time is nearly up
     faults: int = 0  # members that died young in a row by their own fault,
     mishaps: int = 0  # and by no fault of theirs
     not_before: float = -math.inf
@@ -81,12 +85,17 @@ class Seat:
         """Its member is alive: remember how it is doing."""
         node = member.node or (self.member.node if self.member else "")
         self.member = replace(member, node=node)
-        self.leaving = self.sent_away or member.draining
+        self.leaving = member.draining
         if member.waits:
             self._begin_anew()  # for the first time, or put back into SLURM's queue
         else:
             self.since = now if self.since is None else self.since
             self.watched = self.watched or master_seen
+        gone = self.joined and member.worker is None and master_seen and not member.waits
+        if not gone and member.state != COMPLETING:
+            self.missing_since = None
+        elif self.missing_since is None:
+            self.missing_since = now
         if member.worker is not None:
             self.joined = True
             if self.age_s(member, now) >= YOUNG_S:
@@ -112,12 +121,12 @@ class Seat:
         if at_fault:
             self.failed = member
         self.member = None
-        self.leaving = self.sent_away = False
+        self.leaving = False
         self._begin_anew()
         return at_fault
 
     def _begin_anew(self) -> None:
-        self.since = None
+        self.since = self.missing_since = None
         self.joined = self.watched = False
 
     def _judge(self, member: Member) -> Tuple[bool, bool]:
@@ -126,7 +135,7 @@ class Seat:
         young = (member.ran_s or 0.0) < YOUNG_S
         if self.member.stillborn:
             return True, True
-        if self.sent_away or member.dismissed:
+        if member.dismissed:
             return False, False
         if member.state in BLAMELESS:
             return young, False

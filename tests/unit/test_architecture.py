@@ -40,11 +40,12 @@ ROWS: Tuple[Tuple[str, ...], ...] = (
 SLURM_ROWS: Tuple[Tuple[str, ...], ...] = (
     ("commands", "logs", "masters", "options", "reasons"),
     ("records", "scripts", "seats"),
-    ("keeper", "submission"),
-    ("here", "waiting"),
+    ("keeper", "submission", "view"),
+    ("here", "look", "waiting"),
     ("ending",),
     ("launcher",),
     ("sizing",),
+    ("holding",),
 )
 ROW = {room: number for number, row in enumerate(ROWS) for room in row}
 

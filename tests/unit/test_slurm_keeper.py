@@ -9,8 +9,19 @@ from typing import Any, Dict, List, Optional, Set
 
 import pytest
 
-from cwmp.slurm.keeper import GROW_S, IDLE_S, TRIES, Bounds, Decision, Keeper, Sight
-from cwmp.slurm.seats import BACKOFF_MAX_S, BACKOFF_S, BLAMELESS, YOUNG_S, Member
+from cwmp.slurm.keeper import (
+    ALL_LOST_S,
+    GROW_S,
+    IDLE_S,
+    JOIN_S,
+    LOST_S,
+    TRIES,
+    Bounds,
+    Decision,
+    Keeper,
+    Sight,
+)
+from cwmp.slurm.seats import BACKOFF_MAX_S, BACKOFF_S, BLAMELESS, LOST, YOUNG_S, Member
 
 pytestmark = pytest.mark.core
 
@@ -67,7 +78,9 @@ def test_what_is_missing_is_submitted() -> None:
     assert crank.look() == Decision()
 
 
-@pytest.mark.parametrize("state", sorted(BLAMELESS) + ["TIMEOUT", "FAILED", "COMPLETED", "OUT_OF_MEMORY", ""])
+@pytest.mark.parametrize(
+    "state", sorted(BLAMELESS - {LOST}) + ["TIMEOUT", "FAILED", "COMPLETED", "OUT_OF_MEMORY", ""]
+)
 def test_a_worker_that_ended_is_replaced_at_once_whatever_ended_it(state: str) -> None:
     crank = Crank(2)
     first, _ = crank.settled(2)
@@ -144,6 +157,72 @@ def test_a_worker_that_slurm_puts_back_into_its_queue_has_not_ended() -> None:
     assert crank.look() == Decision()
     crank.change(first, state="RUNNING", worker=7, node="n2")
     assert crank.look() == Decision()
+
+
+def test_a_worker_that_the_master_lost_is_replaced_and_cancelled_though_slurm_takes_it_for_alive() -> None:
+    crank = Crank(2)
+    first, _ = crank.settled(2)
+    crank.change(first, worker=None)
+    assert crank.look() == Decision()
+    assert crank.look(LOST_S - 0.1) == Decision()
+    note = f"worker {first} ended: LOST (the master no longer hears it), after 72 s, on n1"
+    decision = crank.look(0.2)
+    assert (decision.submit, decision.kill) == (1, (first,)) and decision.notes[0][:50] == note[:50]
+    crank.submit()
+    assert crank.look() == Decision(kill=(first,)), "it could not be cancelled"
+    for state in ("COMPLETING", "CANCELLED"):
+        crank.change(first, state=state)
+        assert crank.look(LOST_S) == Decision(), "it is dealt with"
+
+
+def test_a_worker_that_comes_back_was_not_lost() -> None:
+    crank = Crank(2)
+    first, second = crank.settled(2)
+    for _ in range(3):
+        crank.change(first, worker=None)
+        assert crank.look(LOST_S - 1.0) == Decision()
+        assert crank.look(LOST_S - 1.0 - 8.5) == Decision()
+        crank.change(first, worker=7)
+        assert crank.look(LOST_S) == Decision()
+
+
+def test_when_all_are_missing_it_may_be_the_masters_doing() -> None:
+    crank = Crank(2)
+    names = crank.settled(2)
+    crank.change(*names, worker=None)
+    crank.look()
+    assert crank.look(ALL_LOST_S - 0.1) == Decision()
+    crank.change(*names, worker=5)
+    assert crank.look(ALL_LOST_S) == Decision()
+    crank.jobs = None
+    crank.change(*names, worker=None)
+    for _ in range(5):
+        assert crank.look(ALL_LOST_S) == Decision(), "nobody can tell"
+
+
+def test_a_job_that_completes_for_ever_has_ended() -> None:
+    crank = Crank(2)
+    first, _ = crank.settled(2)
+    crank.end(first, state="COMPLETING")
+    assert crank.look() == Decision()
+    decision = crank.look(LOST_S)
+    assert (decision.submit, decision.kill) == (1, ())
+
+
+def test_one_that_runs_and_never_joins_is_given_up_like_one_that_dies() -> None:
+    crank = Crank(1)
+    for _ in range(TRIES):
+        [name] = crank.submit(worker=None)
+        assert crank.look() == Decision()
+        assert crank.look(JOIN_S - 1.0) == Decision()
+        decision = crank.look()
+        assert decision.kill == (name,)
+        assert decision.notes == (
+            f"worker {name} ended: RUNNING (it has not joined within 600 s), after 600 s, on n1",
+        )
+        crank.end(name, state="CANCELLED")
+        crank.look(BACKOFF_MAX_S)
+    assert decision.hopeless
 
 
 def test_it_follows_a_pool_that_somebody_scales() -> None:
@@ -240,7 +319,7 @@ def test_when_the_master_cannot_be_seen_an_old_one_is_not_blamed() -> None:
         assert crank.look(BACKOFF_MAX_S).submit == 1
 
 
-@pytest.mark.parametrize("state", sorted(BLAMELESS))
+@pytest.mark.parametrize("state", sorted(BLAMELESS - {LOST}))
 def test_a_worker_ended_by_others_is_not_blamed_yet_replaced_ever_more_slowly(state: str) -> None:
     crank = Crank(1)
     submitted = 0
@@ -347,9 +426,11 @@ def test_workers_without_work_are_let_go_down_to_the_least() -> None:
     decision = crank.look(IDLE_S)
     assert sorted(decision.drain) == names[1:]
     assert decision.submit == 0 and decision.cancel == ()
-    assert crank.look() == Decision(), "they are told once"
+    assert sorted(crank.look().drain) == names[1:], "they could not be told"
+    crank.change(*names[1:], dismissed=True)
+    assert crank.look() == Decision(notes=tuple(f"worker {name} was let go" for name in names[1:]))
     crank.end(*names[1:], state="COMPLETED", ran_s=1.0)
-    assert crank.look().submit == 0
+    assert crank.look() == Decision()
 
 
 def test_those_that_have_not_started_are_cancelled_before_any_is_drained() -> None:
@@ -360,6 +441,7 @@ def test_those_that_have_not_started_are_cancelled_before_any_is_drained() -> No
     crank.look()
     decision = crank.look(IDLE_S)
     assert (sorted(decision.cancel), decision.drain) == (waiting, ())
+    crank.change(*waiting, dismissed=True)
     crank.jobs = 0
     crank.look()
     assert len(crank.look(IDLE_S).drain) == len(running)
@@ -383,7 +465,7 @@ class World:
         self.random = random.Random(seed)
         self.crank = Crank(self.random.randrange(4), self.random.randrange(4, 9), self.random.choice([1, 4]))
         self.healthy_s = 0.0  # for how long nothing has died and no pool was too small
-        self.away: Set[str] = set()
+        self.lost: Set[str] = set()
 
     def step(self, faults: bool) -> None:
         crank, choose = self.crank, self.random
@@ -398,17 +480,20 @@ class World:
         self.check(decision, before)
         if not faults or choose.random() < 0.9:  # else it could not be submitted
             crank.submit(decision.submit, state="PENDING", worker=None, node="")
-        for name in decision.cancel:
-            crank.end(name, state="CANCELLED")
-        self.away.update(decision.drain)
+        if not faults or choose.random() < 0.9:
+            crank.change(*decision.cancel, *decision.drain, dismissed=True)
+            for name in decision.cancel:
+                crank.end(name, state="CANCELLED")
+        for name in decision.kill:
+            crank.end(name, state=choose.choice(["CANCELLED", "COMPLETING"]))
 
     def live(self, name: str, member: Member, faults: bool) -> None:
         crank, choose = self.crank, self.random
         luck = choose.random()
-        if name in self.away or (member.draining and luck < 0.3):
+        if member.state == "COMPLETING" or (member.draining and luck < 0.3):
             crank.end(name, state="COMPLETED")
         elif not member.alive:
-            if luck < 0.05:
+            if luck < 0.05 and not member.dismissed:
                 del crank.members[name]
         elif member.waits:
             if luck < 0.5:
@@ -418,6 +503,11 @@ class World:
         elif faults and luck < 0.13:
             crank.change(name, state="PENDING", worker=None, node="", draining=False)
         elif faults and luck < 0.15:
+            crank.change(name, worker=None)
+            self.lost.add(name)  # its node is gone, and SLURM does not know
+        elif name in self.lost:
+            pass
+        elif faults and luck < 0.17:
             crank.change(name, draining=member.worker is not None)
         elif member.worker is None or crank.jobs is None:
             worker = None if crank.jobs is None else int(name.partition("_")[2])
@@ -428,7 +518,10 @@ class World:
 
     def check(self, decision: Decision, members: Dict[str, Member]) -> None:
         bounds = self.crank.bounds
-        living = [member for member in members.values() if member.alive]
+        ending = {name for name, member in members.items() if member.state == "COMPLETING"}.union(
+            decision.kill
+        )
+        living = [member for name, member in members.items() if member.alive and name not in ending]
         assert decision.submit >= 0
         assert decision.submit == 0 or len(living) + decision.submit <= bounds.most, "too many"
         for name in decision.drain:
@@ -448,12 +541,15 @@ def test_random_runs(seed: int) -> None:
     for _ in range(150):
         world.step(faults=True)
     crank = world.crank
+    for name in world.lost & crank.members.keys():
+        crank.end(name, state="NODE_FAIL")  # SLURM has noticed at last
+    world.step(faults=False)
     given_up = sum(seat.given_up for seat in crank.keeper._seats)
-    # From here on nothing fails any more, and within one pause there are as many as there should be.
-    deadline = crank.now + BACKOFF_MAX_S + 100.0
+    # From here on nothing fails any more, and in a while there are as many as there should be.
+    deadline = crank.now + JOIN_S + BACKOFF_MAX_S + 100.0
     while crank.now < deadline:
         world.step(faults=False)
-    living = [member for member in crank.members.values() if member.alive and not member.draining]
+    living = [member for member in crank.members.values() if member.alive and member.worker]
     assert len(living) >= crank.bounds.least - given_up
     assert len(living) <= crank.bounds.most
 
