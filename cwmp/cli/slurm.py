@@ -189,10 +189,12 @@ def _script(args: argparse.Namespace, _program: List[str]) -> int:
 def _run(args: argparse.Namespace, program: List[str]) -> int:
     import os
 
-    from ..slurm import launcher
+    from ..slurm import allocation, launcher
 
     if not program:
         raise UsageError("run what? Give a script or a command behind `run`")
+    if allocation.inside():
+        return allocation.run(program, args.name, _say)
     return launcher.run(_options(args, name=args.name or f"run-{os.urandom(4).hex()}"), program, _say)
 
 

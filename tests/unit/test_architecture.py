@@ -42,7 +42,7 @@ SLURM_ROWS: Tuple[Tuple[str, ...], ...] = (
     ("records", "scripts", "seats"),
     ("keeper", "submission", "view"),
     ("here", "look", "waiting"),
-    ("ending",),
+    ("allocation", "ending"),
     ("launcher",),
     ("sizing",),
     ("holding",),
