@@ -7,7 +7,8 @@ from typing import Dict
 
 CONTROLLER = "login"
 CPUS = 4
-"""Each node says that it has so many, whatever the machine has."""
+GPUS = 2
+"""Each node says that it has so many of them, whatever the machine has."""
 
 
 def addresses(nodes: int) -> Dict[str, str]:
@@ -47,6 +48,7 @@ TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 JobCompType=jobcomp/filetxt
 JobCompLoc={directory}/log/jobcomp.txt
+GresTypes=gpu
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
@@ -66,7 +68,7 @@ MinJobAge=300
 """
     nodes = "".join(
         f"NodeName={name} NodeAddr={address} Port=6818 CPUs={CPUS} Boards=1 SocketsPerBoard=1 "
-        f"CoresPerSocket={CPUS} ThreadsPerCore=1 RealMemory=1000 State=UNKNOWN\n"
+        f"CoresPerSocket={CPUS} ThreadsPerCore=1 RealMemory=1000 Gres=gpu:{GPUS} State=UNKNOWN\n"
         for name, address in addresses_of.items()
         if name != CONTROLLER
     )
@@ -76,6 +78,11 @@ PartitionName=low Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode
 PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
     return head + nodes + partitions
+
+
+def gres_conf() -> str:
+    """The configuration of the GPUs. Any device will do: jobs are only told its number."""
+    return "".join(f"Name=gpu File={device}\n" for device in ("/dev/null", "/dev/zero"))
 
 
 def cgroup_conf(mount_point: Path) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any, Generator, Iterator, NoReturn
 
 import pytest
 
 from tests.slurm.lab import Lab, Unavailable
+from tests.slurm.users import User
 from tests.waiting import wait_until
 
 NODES = 4
@@ -46,6 +48,15 @@ def lab(running_lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
         running_lab.reset()
 
 
+@pytest.fixture
+def user(lab: Lab, cwmp_home: Path) -> Iterator[User]:
+    """Who runs the tests, at the login host, with a home of the test's own."""
+    cwmp_home.mkdir(mode=0o700)
+    user = User(lab, cwmp_home)
+    yield user
+    user.leave()
+
+
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
     """In place of the one for all tests: the lab's processes are this one's, and `lab` looks after them."""
@@ -63,4 +74,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         lab = getattr(item, "funcargs", {}).get("lab")
         if lab is not None:
             report.sections.append(("the lab", lab.report()))
+        user = getattr(item, "funcargs", {}).get("user")
+        if user is not None:
+            report.sections.append(("masters and workers", user.logs()))
     return report

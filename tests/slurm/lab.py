@@ -23,13 +23,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
-from tests.slurm.config import CONTROLLER, addresses, cgroup_conf, slurm_conf
+from tests.slurm.config import CONTROLLER, addresses, cgroup_conf, gres_conf, slurm_conf
 from tests.slurm.hosts import Host, HostFailed, Network, Process, end
 from tests.waiting import wait_until
 
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scontrol", "ip", "unshare", "nsenter")
 _SEARCHED = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
 _DAEMONS = re.compile(r"(: slurmscriptd|(\S*/)?(munged|slurmctld|slurmd))( |$)")
+_NOISE = re.compile(r"pmi|debug levels|signature plugin|Unauthorized credential")
 _PLACE, _PREFIX = Path("/tmp"), "slurm-lab-"
 _FREEZER = Path("/sys/fs/cgroup/freezer")
 _PRIVILEGED = os.geteuid() == 0
@@ -96,7 +97,7 @@ class Lab:
         except HostFailed as error:
             raise Unavailable(f"no namespaces for hosts here: {error}") from None
         self._start_munge()
-        self._daemon(CONTROLLER, "slurmctld")
+        self.start_controller()
         with ThreadPoolExecutor(len(self.nodes)) as threads:
             list(threads.map(self.boot, self.nodes))
         wait_until(self._all_idle, timeout_s=30, describe=self.report)
@@ -111,6 +112,7 @@ class Lab:
         self._hosts_file.write_text(f"127.0.0.1 localhost\n{hosts}")
         user = pwd.getpwuid(os.geteuid()).pw_name
         (directory / "slurm.conf").write_text(slurm_conf(directory, self.addresses, user, self.proctrack))
+        (directory / "gres.conf").write_text(gres_conf())
         if self.proctrack == "cgroup":
             # Paths below a freezer are machine-wide. A part of its own keeps labs apart.
             self._freezer.mkdir()
@@ -140,10 +142,7 @@ class Lab:
         self._lock.close()
 
     def boot(self, node: str) -> None:
-        """Start a node, or start it again after `crash`; `CONTROLLER` starts the controller's daemon."""
-        if node == CONTROLLER:
-            self._daemon(CONTROLLER, "slurmctld")
-            return
+        """Start a node, or start it again after `crash`."""
         assert self._network and node not in self.hosts, node
         host = Host(node, self._hosts_file, base=self.hosts[CONTROLLER])
         self.hosts[node] = host
@@ -151,13 +150,12 @@ class Lab:
         self._daemon(node, "slurmd", "-N", node)
 
     def crash(self, node: str) -> None:
-        """Power a node off: nobody is told. `CONTROLLER`: kill only the controller's daemon."""
-        if node == CONTROLLER:
-            for process in self.hosts[node].processes():
-                if process.command.startswith("slurmctld"):
-                    os.kill(process.pid, 9)
-            return
+        """Power a node off: nobody is told."""
         self.cut(node)
+        self.shut_down(node)
+
+    def shut_down(self, node: str) -> None:
+        """Kill all that runs on a node. Its peers see their connections closed."""
         self.hosts.pop(node).kill()
 
     def cut(self, node: str) -> None:
@@ -169,6 +167,16 @@ class Lab:
         """Plug the cable in again."""
         assert self._network
         self._network.switch(self.hosts[node], "up")
+
+    def stop_controller(self) -> None:
+        """SLURM's commands have nobody to talk to; nodes and jobs go on."""
+        self.slurm("scontrol", "shutdown", "slurmctld")
+        controller = self.hosts[CONTROLLER]
+        wait_until(lambda: not any(p.command.startswith("slurmctld") for p in controller.processes()))
+
+    def start_controller(self) -> None:
+        """It goes on from what it saved."""
+        self._daemon(CONTROLLER, "slurmctld")
 
     # --- running commands -------------------------------------------------------------------
 
@@ -298,13 +306,13 @@ class Lab:
         """What to look at when something is wrong: queue, nodes, and the ends of the daemons' logs."""
         parts = []
         if CONTROLLER in self.hosts:
-            for argv in (["squeue", "-r", "-l"], ["sinfo", "-N", "-l"]):
+            for argv in (["squeue", "-r", "-t", "all", "-S", "i"], ["sinfo", "-N", "-p", "main"]):
                 done = self.run(CONTROLLER, argv, status=None)
                 parts.append(done.stdout + done.stderr)
             parts.append("\n".join(map(str, self.strays())))
-        for log in sorted((self.directory / "log").glob("*")):
-            tail = log.read_text(errors="replace").splitlines()[-15:]
-            parts.append("\n".join([f"--- {log.name}", *tail]))
+        for log in sorted((self.directory / "log").glob("slurm*.log")):
+            lines = [line for line in log.read_text(errors="replace").splitlines() if not _NOISE.search(line)]
+            parts.append("\n".join([f"--- {log.name}", *lines[-12:]]))
         return "\n".join(parts)
 
 

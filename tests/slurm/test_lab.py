@@ -11,7 +11,7 @@ from typing import Iterator, Set
 import psutil
 import pytest
 
-from tests.slurm.config import CONTROLLER, CPUS
+from tests.slurm.config import CONTROLLER, CPUS, GPUS
 from tests.slurm.conftest import unavailable
 from tests.slurm.lab import Lab, Unavailable, sweep
 from tests.waiting import wait_until
@@ -48,6 +48,13 @@ def test_a_job_has_the_cpus_that_it_asked_for(lab: Lab) -> None:
     job = lab.submit(script, f"-c{CPUS}", "-wn2")
     wait_for_state(lab, job, "COMPLETED")
     assert (lab.directory / "log" / f"{job}.out").read_text() == f"{CPUS} on n2\n"
+
+
+def test_a_job_is_told_which_gpus_it_has(lab: Lab) -> None:
+    script = "#!/bin/sh\nsrun -N1 -n1 --gres=gpu:1 --exact sh -c 'echo step $CUDA_VISIBLE_DEVICES'\n"
+    job = lab.submit(script + "echo job $CUDA_VISIBLE_DEVICES\n", f"--gres=gpu:{GPUS}")
+    wait_for_state(lab, job, "COMPLETED")
+    assert (lab.directory / "log" / f"{job}.out").read_text().splitlines() == ["step 0", "job 0,1"]
 
 
 def test_a_job_sees_no_process_of_another_node(lab: Lab) -> None:
@@ -110,6 +117,7 @@ def test_a_time_limit_ends_a_job(lab: Lab) -> None:
     wait_until(lambda: state_of(lab, job) == "TIMEOUT", timeout_s=100, describe=lab.report)
 
 
+@pytest.mark.limits
 def test_an_end_time_that_is_set_ends_a_job(lab: Lab) -> None:
     job = lab.submit(SLEEPS, "--time=10")
     wait_for_state(lab, job, "RUNNING")
@@ -118,9 +126,9 @@ def test_an_end_time_that_is_set_ends_a_job(lab: Lab) -> None:
 
 
 def test_the_controller_goes_and_comes_back(lab: Lab) -> None:
-    lab.crash(CONTROLLER)
+    lab.stop_controller()
     assert lab.run(CONTROLLER, ["squeue"], status=None).returncode != 0
-    lab.boot(CONTROLLER)
+    lab.start_controller()
     wait_until(lambda: lab.run(CONTROLLER, ["squeue"], status=None).returncode == 0, describe=lab.report)
 
 
