@@ -57,7 +57,7 @@ _VALUE_OPTIONS = {
     "--layout": ("array|job", "layout", "an array with an element a worker (default), or a job of N nodes"),
     "--master": ("job|here", "master", "run the master in a job (default), or on this host"),
     "--host": ("ADDR", "host", "the address that the master listens on (default: every one)"),
-    "--interface": ("IF", "interface", "the network interface that the master is reached by"),
+    "--interface": ("IF", "interface", "the network interface that it listens on, as in ib0"),
     "--wait": (
         "S",
         "wait_s",

@@ -7,9 +7,10 @@ import os
 import platform
 import signal
 import time
+from dataclasses import replace
 from typing import List
 
-from .. import rendezvous
+from .. import addresses, rendezvous
 from ..children import STOP_S, Child, end_children, spawn, wait_ready
 from ..errors import CwmpError
 from ..home import home
@@ -27,8 +28,7 @@ def log_path(pool: Pool) -> str:
 
 def start(pool: Pool) -> None:
     """Start it in the background and record it; returns when it accepts connections."""
-    # On every interface, unless --host comes behind it.
-    arguments = ["--host", "0.0.0.0", *scripts.master_arguments(pool.options, place())]
+    arguments = scripts.master_arguments(replace(pool.options, host=_host(pool), interface=None), place())
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW
     log = os.open(log_path(pool), flags, 0o600)
     children: List[Child] = []
@@ -46,6 +46,13 @@ def start(pool: Pool) -> None:
     finally:
         os.close(log)
     children[0].let_go()
+
+
+def _host(pool: Pool) -> str:
+    """Where it listens: what it would find out by itself, did our way of starting it not name a host."""
+    if pool.options.interface is not None:
+        return addresses.address_of(pool.options.interface, addresses.interfaces())
+    return pool.options.host or "0.0.0.0"
 
 
 def runs(pool: Pool) -> bool:

@@ -86,7 +86,7 @@ class Options:
     sbatch_master: Tuple[str, ...] = ()  # and for the master
     log_dir: Optional[str] = None  # absolute; None: $CWMP_HOME/logs
     host: Optional[str] = None  # where the master listens
-    interface: Optional[str] = None  # and which of its addresses it publishes
+    interface: Optional[str] = None  # or on which network interface
     wait_s: float = WAIT_S  # for the master to answer; 0: do not wait
 
     def __post_init__(self) -> None:
@@ -113,6 +113,8 @@ class Options:
         for flag, words in (("--sbatch", self.sbatch), ("--sbatch-master", self.sbatch_master)):
             for option in words:
                 _check_sbatch(flag, _text(flag, option))
+        if self.host is not None and self.interface is not None:
+            raise UsageError("--host and --interface both say where the master listens: give one of them")
         if not 0 <= self.wait_s < float("inf"):
             raise UsageError(f"--wait {self.wait_s!r} is not a number of seconds")
 

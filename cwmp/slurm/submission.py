@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence
 
-from ..errors import CwmpError, UsageError
+from ..errors import CwmpError, SlurmError, UsageError
 from ..home import home
 from . import commands, records, scripts
 from .records import Group, Pool
@@ -51,7 +51,7 @@ def make_log_directory(pool: Pool) -> None:
 def submit_master(pool: Pool) -> str:
     """Submit the master and record it; returns its job's id. Needs the record's lock."""
     with undisturbed():
-        pool.master_job = commands.submit(scripts.master_script(pool.options, place()))
+        pool.master_job = _submitted(pool, scripts.master_script(pool.options, place()), "-master")
         records.save(pool)
     return pool.master_job
 
@@ -68,12 +68,26 @@ def submit_workers(pool: Pool, count: int, *, avoid: Sequence[str] = ()) -> List
     while count > 0:
         size = count if pool.options.layout == "job" else min(count, ARRAY_SIZE)
         with undisturbed():
-            job = commands.submit(scripts.workers_script(pool.options, place(), size, avoid))
+            job = _submitted(pool, scripts.workers_script(pool.options, place(), size, avoid))
             groups.append(Group(job=job, count=size, submitted_at=time.time(), layout=pool.options.layout))
             pool.groups.append(groups[-1])
             records.save(pool)
         count -= size
     return groups
+
+
+def _submitted(pool: Pool, script: str, ending: str = "") -> str:
+    """The id of the new job; SlurmError when there is none, or when that is not known."""
+    try:
+        return commands.submit(script)
+    except SlurmError as error:
+        if "timed out" not in str(error) and "did not say" not in str(error):
+            raise
+        name = scripts.job_name(pool.name) + ending
+        raise SlurmError(
+            f"{error}: it may be in SLURM's queue all the same: look with squeue --me --name={name}, and "
+            f"end it with scancel --me --name={name}"
+        ) from None
 
 
 def _forget_old_groups(pool: Pool) -> None:

@@ -68,6 +68,7 @@ def no_defaults(monkeypatch: pytest.MonkeyPatch, cwmp_home: Path) -> Path:
         ({"log_dir": "relative"}, "--log-dir 'relative' must be an absolute path"),
         ({"log_dir": "/back\\slash"}, "without backslashes"),
         ({"host": "a b"}, "--host"),
+        ({"host": "n1", "interface": "ib0"}, "--host and --interface both"),
         ({"wait_s": -1.0}, "--wait -1.0"),
         ({"wait_s": float("nan")}, "--wait nan"),
     ],
