@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures._base import FINISHED, PENDING, RUNNING
 from typing import TYPE_CHECKING, Any, Callable, Optional
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .session import Session
 
 log = logging.getLogger("cwmp")
+_LOOK_AGAIN_S = 1.0  # an interrupt may keep one who was let through the gate from letting through the next
 _making = threading.RLock()  # re-entrant: a finalizer may run, and look at a future, while it is held
 
 
@@ -79,15 +81,21 @@ class ClusterFuture(Future):  # type: ignore[type-arg]
         """Wait for the job's end, whatever it is, or for `timeout` seconds."""
         if timeout is None:  # the short way may take some milliseconds longer than asked
             self._session.read_for(self._number, self._settle_here)
-        with _making:
-            if self._state not in (PENDING, RUNNING):
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            with _making:
+                if self._state not in (PENDING, RUNNING):
+                    return
+                gate = self._gate
+                if gate is None:
+                    gate = threading.Lock()
+                    gate.acquire()
+                    self._gate = gate
+            left_s = _LOOK_AGAIN_S if end is None else min(_LOOK_AGAIN_S, end - time.monotonic())
+            if left_s <= 0:
                 return
-            gate = self._gate
-            if gate is None:
-                gate = self._gate = threading.Lock()
-                gate.acquire()
-        if gate.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
-            gate.release()  # for the next who waits
+            if gate.acquire(timeout=left_s):
+                gate.release()  # for the next who waits
 
     def _settle_here(self, kind: int, data: Any) -> bool:
         """In a thread that waits for this job: take in a plain result, if nothing else hangs on it."""

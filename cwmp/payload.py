@@ -171,8 +171,9 @@ class FunctionDumper:
         except OSError:
             cwd = None
         if cwd != self._place[0] or sys.path != self._path:
-            self._path = list(sys.path)
-            self._place = Place(cwd, tuple(map(str, self._path)), self._session)
+            path = list(sys.path)
+            self._place = Place(cwd, tuple(map(str, path)), self._session)
+            self._path = path  # last: an interrupt in between costs only another look
         return self._place
 
 

@@ -150,8 +150,12 @@ def interrupt():
     while not ended.wait(chance.uniform(0.0002, 0.002)):
         signal.pthread_kill(main, signal.SIGUSR1)
 
+armed = False
+
 def on_signal(number, frame):
-    if not ended.is_set():
+    global armed
+    if armed:
+        armed = False  # until it has been dealt with
         raise KeyboardInterrupt
 
 with cwmp.ClusterExecutor() as executor:
@@ -163,11 +167,13 @@ with cwmp.ClusterExecutor() as executor:
     thread.start()
     while not ended.is_set():
         try:
+            armed = True
             while time.monotonic() < deadline:
                 future = executor.submit(os.getpid)
                 futures.append(future)
                 if sys.argv[1] == "wait":
                     future.result()
+            armed = False
             ended.set()
         except KeyboardInterrupt:
             interrupts += 1
