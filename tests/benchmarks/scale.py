@@ -31,7 +31,7 @@ DRIVERS = 4
 WARM_UP_JOBS = 5_000
 SETTLE_S = 3.0
 IDLE_S = 10.0
-JOB_S = 3.0  # of the jobs whose nodes are lost, one for each slot
+JOB_S = 5.0  # of the jobs whose nodes are lost, one for each slot: all are submitted within that
 PATIENCE_S = 90.0
 
 Size = scale_report.Size
@@ -93,7 +93,8 @@ def _measure(nodes: int, args: Any, largest: bool) -> Size:
             for what, drivers, number in (
                 ("killed", half, signal.SIGKILL), ("silent", quarter, signal.SIGSTOP)
             ):  # fmt: skip
-                size.update({f"{what}_{key}": value for key, value in _lose(swarm, drivers, number).items()})
+                loss = lose(swarm, drivers, number, JOB_S)
+                size.update({f"{what}_{key}": value for key, value in loss.items()})
         swarm.check_log()
     return size
 
@@ -125,11 +126,11 @@ def _idle_share(swarm: Swarm) -> float:
     return (swarm.master_cpu_s() - cpu_s) / (time.perf_counter() - begin_s)
 
 
-def _lose(swarm: Swarm, drivers: List[Driver], number: signal.Signals) -> Size:
-    """Lose the nodes of these drivers while every slot has a job, and count what comes back how often."""
+def lose(swarm: Swarm, drivers: List[Driver], number: signal.Signals, job_s: float) -> Size:
+    """Lose the nodes of these drivers while every slot has a job of `job_s`, and count what comes back."""
     nodes = sum(driver.count for driver in drivers)
     jobs = swarm.slots * sum(driver.count for driver in swarm.drivers)
-    swarm.set_job_s(JOB_S)
+    swarm.set_job_s(job_s)
     answers = [0] * jobs
 
     def done(jobid: int, result: Any) -> None:
@@ -137,10 +138,14 @@ def _lose(swarm: Swarm, drivers: List[Driver], number: signal.Signals) -> Size:
             raise AssertionError(f"job {jobid} was answered with {result}")
         answers[jobid] += 1
 
-    with ClientThread(done, swarm.address, authkey=swarm.key) as client:
+    def failed(jobid: int, error: BaseException) -> None:
+        """It stays unanswered, and so counts as lost."""
+
+    before = swarm.status()["jobs"]["done"]
+    with ClientThread(done, swarm.address, authkey=swarm.key, on_error=failed) as client:
         for job in range(jobs):
             client.submit(job, noop, job)
-        _wait_until_all_are_out(swarm)
+        _wait_until_handed_out(swarm, before + jobs)
         held = swarm.held(drivers)
         begin_s = time.perf_counter()
         swarm.lose(drivers, number)
@@ -154,12 +159,15 @@ def _lose(swarm: Swarm, drivers: List[Driver], number: signal.Signals) -> Size:
     }  # fmt: skip
 
 
-def _wait_until_all_are_out(swarm: Swarm) -> None:
-    """Until no job is queued any more. Raises RuntimeError."""
+def _wait_until_handed_out(swarm: Swarm, jobs: int) -> None:
+    """Until this many have been handed out in all, or done already. Raises RuntimeError."""
     deadline_s = time.perf_counter() + PATIENCE_S
-    while swarm.status()["jobs"]["queued"]:
+    while True:
+        state = swarm.status()["jobs"]
+        if state["done"] + state["running"] >= jobs:
+            return
         if time.perf_counter() > deadline_s:
-            raise RuntimeError(f"there are still queued jobs after {PATIENCE_S:g} s")
+            raise RuntimeError(f"not all jobs were handed out within {PATIENCE_S:g} s: {state}")
         time.sleep(0.05)
 
 
