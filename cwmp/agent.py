@@ -10,6 +10,7 @@ import gc
 import os
 import signal
 import sys
+import time
 from typing import Any, Callable, Dict, Optional
 
 from . import defaults
@@ -19,6 +20,7 @@ from .joining import Approach, Find, Joined
 from .loop import Loop
 from .messages import this_side
 from .place import slurm_place
+from .timelimit import TimeLimit
 from .worker import Worker
 
 
@@ -51,6 +53,7 @@ class Agent:
         self._leash_fd = leash_fd
         self._loop = Loop()
         self._departure = Departure(grace_s)  # written by signal handlers, too
+        self._limit = TimeLimit(os.environ, self._loop, self._on_end)
         self._approach = Approach(find, wanted, say=say, pause=self._pause)
 
     def run(self) -> None:
@@ -72,6 +75,7 @@ class Agent:
                 if lost is None:
                     break
         finally:
+            self._limit.close()
             signal.set_wakeup_fd(-1)
             self._loop.close()
 
@@ -85,7 +89,7 @@ class Agent:
 
         Raises MasterLost where there is no second chance.
         """
-        worker = Worker(self._slots, self._loop, self._departure, self._say)
+        worker = Worker(self._slots, self._loop, self._departure, self._say, self._limit.tend)
         try:
             try:
                 joined = self._approach.join(self._hello(), self._wait_s, again=lost is not None)
@@ -109,7 +113,15 @@ class Agent:
 
     def _hello(self) -> Dict[str, Any]:
         """What we say of ourselves."""
-        return this_side("worker", slots=self._slots, busy=0, done=0, rss_bytes=0, place=slurm_place())
+        return this_side(
+            "worker",
+            slots=self._slots,
+            busy=0,
+            done=0,
+            rss_bytes=0,
+            place=slurm_place(),
+            ends_in_s=self._departure.ends_in_s(time.monotonic()),
+        )
 
     def _announce(self, joined: Joined) -> None:
         slots = "1 slot" if self._slots == 1 else f"{self._slots} slots"
@@ -119,6 +131,10 @@ class Agent:
         """Wait; False when told to leave."""
         self._loop.poll(0.0 if self._departure.under_way else seconds)
         return not self._departure.under_way
+
+    def _on_end(self, ends_at: Optional[float]) -> None:
+        """SLURM has told when our time is up."""
+        self._departure.ends_at = ends_at
 
     def _on_leash(self) -> None:
         if self._leash_fd is not None and not os.read(self._leash_fd, 4096):

@@ -15,22 +15,18 @@ Pure: no thread, lock, socket, log or clock; `now` is an argument and answers ar
 from __future__ import annotations
 
 from collections import deque
-from itertools import count
-from typing import Any, Deque, Dict, Iterable, List, Optional, Set, Tuple, Type, TypeVar
+from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
 from . import defaults
 from .errors import UsageError
+from .ledger import Ledger, UnknownMember, checked
 from .messages import LOST, RESULT, RUNNING, Event, Job, Lease, Outcome
 from .records import LEASED, QUEUED, STARTED, WITHDRAWN, ClientRecord, JobRecord, WorkerRecord, place
 
-_T = TypeVar("_T")
+__all__ = ["Broker", "UnknownMember"]
 
 
-class UnknownMember(UsageError):
-    """A client or worker that never joined, has left, or was given up for lost."""
-
-
-class Broker:
+class Broker(Ledger):
     """Who has which job, and who gets which next.
 
     >>> broker = Broker()
@@ -42,16 +38,6 @@ class Broker:
     >>> broker.collect(client, after=0)
     (1, [(1, 0, b'y')])
     """
-
-    def __init__(self, max_attempts: int = defaults.MAX_ATTEMPTS) -> None:
-        self.max_attempts = max_attempts
-        self.queued = 0  # jobs that could be handed out now
-        self.done = self.failed = self.cancelled = self.stale = 0  # since the start
-        self._clients: Dict[int, ClientRecord] = {}
-        self._workers: Dict[int, WorkerRecord] = {}
-        self._ready: Deque[ClientRecord] = deque()  # clients with queued jobs, next to be served first
-        self._idents = count(1)
-        self._tickets = count(1)
 
     # --- members -----------------------------------------------------------------------------
 
@@ -128,10 +114,6 @@ class Broker:
             worker.draining = True
         return worker is not None
 
-    def is_draining(self, ident: int) -> bool:
-        """Whether a worker gets no more jobs. Raises UnknownMember."""
-        return self._worker(ident).draining
-
     # --- jobs --------------------------------------------------------------------------------
 
     def submit(self, ident: int, jobs: Iterable[Job]) -> None:
@@ -148,7 +130,7 @@ class Broker:
                 if number in opened:
                     continue
                 if new_function != function:
-                    function = client.last_function = _checked(new_function, bytes)
+                    function = client.last_function = checked(new_function, bytes)
                 if type(call) is not bytes or type(number) is not int:
                     raise UsageError("a job must be (int, bytes, bytes)")
                 job = opened[number] = JobRecord(client, number, function, call)
@@ -164,7 +146,7 @@ class Broker:
         """Withdraw those of `numbers` that are still queued; returns them. Raises UnknownMember."""
         client = self._client(ident)
         withdrawn = []
-        for number in [_checked(number, int) for number in numbers]:
+        for number in [checked(number, int) for number in numbers]:
             job = client.open.get(number)
             if job is None or job.state != QUEUED:
                 continue
@@ -192,6 +174,7 @@ class Broker:
         bytes_left = defaults.MAX_BATCH_BYTES
         while room > 0 and bytes_left > 0 and self._ready:
             share = max(1, room // len(self._ready))  # for each client of this round of turns
+            so_far = len(leases)
             for _ in range(len(self._ready)):
                 if room <= 0 or bytes_left <= 0:
                     break
@@ -201,12 +184,16 @@ class Broker:
                 room -= len(leases) - before
                 if client.queued:
                     self._ready.append(client)
+            if len(leases) == so_far:
+                break  # it has no time for any of what is left
         return leases
 
     def _lease(
         self, worker: WorkerRecord, client: ClientRecord, share: int, bytes_left: int, leases: List[Lease]
     ) -> int:
         """Move up to `share` jobs from a client's queue to a worker; returns the bytes still free."""
+        if worker.unfit:
+            share = client.bring_forward(share, worker.unfit)
         pop, held, tickets = client.queue.popleft, worker.held, self._tickets
         moved = 0
         while moved < share and bytes_left > 0:
@@ -254,7 +241,7 @@ class Broker:
         """These attempts have started; returns the clients that have new events."""
         held = self._worker(ident).held
         touched: Set[int] = set()
-        for ticket in [_checked(ticket, int) for ticket in tickets]:
+        for ticket in [checked(ticket, int) for ticket in tickets]:
             job = held.get(ticket)
             if job is not None and job.state is LEASED:
                 job.state = STARTED
@@ -267,8 +254,8 @@ class Broker:
         """The slot that ran this attempt died: charge the job, and queue it again or give it up."""
         worker = self._worker(ident)
         touched: Set[int] = set()
-        details = _checked(cause, dict)
-        job = worker.held.pop(_checked(ticket, int), None)
+        details = checked(cause, dict)
+        job = worker.held.pop(checked(ticket, int), None)
         if job is None:
             self.stale += 1
             return touched
@@ -283,9 +270,16 @@ class Broker:
     def give_back(self, ident: int, tickets: Iterable[int]) -> None:
         """A worker returns leases that it will not run; they go first in line, uncharged."""
         held = self._worker(ident).held
-        jobs = [held.pop(ticket) for ticket in [_checked(t, int) for t in tickets] if ticket in held]
+        jobs = [held.pop(ticket) for ticket in [checked(t, int) for t in tickets] if ticket in held]
         for job in reversed(jobs):
             self._requeue(job)
+
+    def decline(self, ident: int, tickets: Iterable[int]) -> None:
+        """As `give_back`, and the worker gets no more jobs of these functions: it has no time for them."""
+        worker = self._worker(ident)
+        declined = [ticket for ticket in tickets if ticket in worker.held]
+        worker.unfit |= {worker.held[ticket].function for ticket in declined}
+        self.give_back(ident, declined)
 
     def collect(self, ident: int, after: int) -> Tuple[int, List[Event]]:
         """The events of a client that follow number `after`, oldest first, and the last one's number.
@@ -339,62 +333,3 @@ class Broker:
             history = sorted((job.deaths or []) + (job.losses or []), key=lambda a: a["attempt"])
             client.events.append((job.number, LOST, history))
             touched.add(client.ident)
-
-    # --- looking on --------------------------------------------------------------------------
-
-    def status(self, now: float) -> Dict[str, Any]:
-        """What there is, as plain values: `jobs`, `workers` and `clients` of `cwmp-status`."""
-        running = sum(len(worker.held) for worker in self._workers.values())
-        return {
-            "jobs": {
-                "queued": self.queued,
-                "running": running,
-                "done": self.done,
-                "failed": self.failed,
-                "cancelled": self.cancelled,
-            },
-            "workers": [worker.describe(now) for worker in self._workers.values()],
-            "clients": [client.describe() for client in self._clients.values()],
-        }
-
-    def workers(self) -> List[int]:
-        """The ids of the workers that are here."""
-        return list(self._workers)
-
-    def check_invariants(self) -> None:
-        """Raise AssertionError unless every job is in exactly one place and every count is right."""
-        held = {id(job) for worker in self._workers.values() for job in worker.held.values()}
-        assert len(held) == sum(len(worker.held) for worker in self._workers.values()), "leased twice"
-        for client in self._clients.values():
-            queued = [job for job in client.queue if job.state == QUEUED]
-            in_queue = set(map(id, queued))
-            assert len(queued) == len(in_queue) == client.queued, "queue count"
-            assert (client in self._ready) == bool(client.queued), "ready list"
-            assert all(client.open.get(job.number) is job for job in queued), "queued but not open"
-            for job in client.open.values():
-                assert (job.state == QUEUED) == (id(job) in in_queue), "open job is nowhere"
-                assert (job.state in (LEASED, STARTED)) == (id(job) in held), "leased to nobody"
-                assert len(job.deaths or ()) < self.max_attempts, "tried too often"
-        assert len(self._ready) == len(set(map(id, self._ready))), "ready twice"
-        assert self.queued == sum(client.queued for client in self._clients.values()), "total count"
-
-    def _client(self, ident: int) -> ClientRecord:
-        try:
-            return self._clients[ident]
-        except (KeyError, TypeError):
-            raise UnknownMember(f"no client {ident!r} is here: it never joined, or has left") from None
-
-    def _worker(self, ident: int) -> WorkerRecord:
-        try:
-            return self._workers[ident]
-        except (KeyError, TypeError):
-            raise UnknownMember(
-                f"no worker {ident!r} is here: it never joined, has left, or was silent for too long"
-            ) from None
-
-
-def _checked(value: Any, kind: Type[_T]) -> _T:
-    """The value, if it is what the protocol says. Raises UsageError before anything has moved."""
-    if type(value) is not kind:
-        raise UsageError(f"a message holds {type(value).__name__} where {kind.__name__} belongs")
-    return value

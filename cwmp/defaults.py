@@ -46,6 +46,22 @@ ATTRIBUTE_CACHE_S = 3.0
 """How long a client looks again at what another node has published when nobody answers there. Network file
 systems show a file as it was this long ago. Larger: it takes longer to say that a master is dead."""
 
+LIMIT_LOOK_S = 300.0
+"""How often an agent in a SLURM job asks when that ends. Smaller: 1,000 agents burden SLURM's controller.
+Larger: a changed limit is noticed later."""
+
+DRAIN_AHEAD_S = 15.0
+"""So long before its time is up a worker takes no more jobs. Smaller: more jobs of unknown length are begun
+in vain. Larger: more of the allocation is wasted."""
+
+CUT_AHEAD_S = 5.0
+"""So long before its time is up a worker ends what still runs, and hands it back. Must cover a report to a
+busy master, and clocks that differ."""
+
+LOOK_AHEAD_JOBS = 1000
+"""Queued jobs of a client that are looked through for those that a worker near its end has time for. Fewer:
+it may idle although there are some. More: each look costs the master more."""
+
 POLL_S = 10.0
 """A client for which there is no event hears from the master this often. Smaller: more idle traffic.
 Larger: that much later a silent master is taken for lost."""

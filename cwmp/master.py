@@ -19,7 +19,7 @@ from . import __version__, defaults
 from .broker import Broker
 from .errors import UsageError, VersionMismatch
 from .loop import Loop
-from .messages import JOB_QUEUE, PROTOCOL, RESULT_QUEUE, Job, python_minor, refusal
+from .messages import JOB_QUEUE, PROTOCOL, RESULT_QUEUE, Job, python_minor, refusal, said_of_itself
 from .server import RECEIPT, STANDING, Peer, Server
 
 log = logging.getLogger("cwmp.master")
@@ -89,7 +89,7 @@ class JobQueue:
     def take(self, peer: Peer, worker: int, limit: int) -> Any:
         """From now on send a worker leases, up to `limit` in all until a report changes that."""
         self._master.broker.heard(worker, self._master.now())
-        if self._master.broker.is_draining(worker):
+        if worker in self._master.let_go:
             return None
         self._master.takes[worker] = _Take(peer, _whole_number(limit), self._master.slots[worker])
         self._master.set_limit(worker, limit)
@@ -100,7 +100,7 @@ class JobQueue:
 
         They give back at once what they have not begun.
         """
-        return [worker for worker in workers if self._master.drain(_whole_number(worker))]
+        return [worker for worker in _numbers(workers) if self._master.drain(worker)]
 
     def status(self, peer: Peer) -> Dict[str, Any]:
         """What `cwmp-status` shows."""
@@ -126,6 +126,8 @@ class ResultQueue:
             for ticket, cause in report.get("died", ()):
                 touched |= broker.died(worker, ticket, cause)
             broker.give_back(worker, report.get("returned", ()))
+            if "unfit" in report:
+                broker.decline(worker, _numbers(report["unfit"]))
             if "limit" in report:
                 self._master.set_limit(worker, report["limit"])
         return None if prompt else RECEIPT
@@ -167,11 +169,13 @@ class Master:
         self.nonce = os.urandom(8).hex()  # tells this master from every other
         self.broker = Broker()
         self.slots: Dict[int, int] = {}  # by worker
+        self.let_go: Set[int] = set()  # workers that are told to leave
         self.takes: Dict[int, _Take] = {}  # by worker
         self._hungry: OrderedDict[int, _Take] = OrderedDict()  # those with room, longest waiting first
         self.collects: Dict[int, _Collect] = {}  # by client
         self.touched: Set[int] = set()  # clients whose parked call may have an answer now
         self.now = time.monotonic
+        self._resting: Set[int] = set()  # workers that had no time for what there was
         self._cut = False  # an answer stopped at MAX_BATCH_BYTES: the next round goes on
         self._started = self.now()
         self._stopping = False
@@ -237,6 +241,7 @@ class Master:
             self.broker.leave_client(ident)
         else:
             self.slots.pop(ident, None)
+            self.let_go.discard(ident)
             self.takes.pop(ident, None)
             self._hungry.pop(ident, None)
             if lost is None:
@@ -251,19 +256,21 @@ class Master:
         if take is None:
             return
         take.limit = _whole_number(limit)
-        if take.room <= 0 or self.broker.is_draining(worker):
+        if take.room <= 0 or worker in self.let_go:
             self._hungry.pop(worker, None)
         elif worker not in self._hungry:
             self._hungry[worker] = take
 
     def drain(self, worker: int) -> bool:
         """Let a worker go; False if it is not here."""
-        here = self.broker.drain(worker)
+        if not self.broker.drain(worker):
+            return False
+        self.let_go.add(worker)
         self._hungry.pop(worker, None)
         take = self.takes.get(worker)
-        if here and take is not None:
+        if take is not None:
             take.peer.answer(None)
-        return here
+        return True
 
     def _on_gone(self, peer: Peer, reason: str) -> None:
         if peer.member is not None:
@@ -294,6 +301,11 @@ class Master:
             room -= take.room
             hungry.move_to_end(worker)
             leases = broker.take(worker, share)
+            if not leases:  # it has no time for what there is: it looks again with the next sweep
+                del hungry[worker]
+                self._resting.add(worker)
+                self._cut = True  # others may have
+                continue
             take.sent += len(leases)
             self._cut = self._cut or len(leases) < share
             if take.room <= 0:
@@ -333,6 +345,10 @@ class Master:
 
     def _sweep(self, now: float) -> None:
         """What is due by the clock: silent workers, overdue polls and handshakes."""
+        while self._resting:
+            worker = self._resting.pop()
+            if worker in self.takes:
+                self.set_limit(worker, self.takes[worker].limit)
         for worker in self.broker.expire(now):
             self.part((WORKER, worker), f"silent for {defaults.SILENT_S:g} s")
         for collect in self.collects.values():
@@ -369,28 +385,9 @@ def _whole_number(value: Any) -> int:
     return value
 
 
-_SAID = {
-    "pid": int,
-    "slots": int,
-    "busy": int,
-    "done": int,
-    "rss_bytes": int,
-    "draining": bool,
-    "ends_in_s": float,
-    "slurm_job": str,
-    "restarts": int,
-}
-
-
-def said_of_itself(facts: Dict[str, Any]) -> Dict[str, Any]:
-    """What a member may say of itself, or of its `place`, as far as it is of the right kind.
-
-    >>> said_of_itself({"pid": 5, "slots": "many", "place": {"slurm_job": "17"}})
-    {'pid': 5, 'slurm_job': '17'}
-    """
-    place = facts.get("place")
-    every = {**place, **facts} if type(place) is dict else facts
-    return {name: every[name] for name, kind in _SAID.items() if type(every.get(name)) is kind}
+def _numbers(values: Any) -> List[int]:
+    """The values, if they are whole numbers. Raises UsageError."""
+    return [_whole_number(value) for value in values]
 
 
 def _relax_collector() -> None:

@@ -68,6 +68,31 @@ def this_side(role: str, **facts: Any) -> Dict[str, Any]:
     }
 
 
+_SAID: Dict[str, Tuple[type, ...]] = {
+    "pid": (int,),
+    "slots": (int,),
+    "busy": (int,),
+    "done": (int,),
+    "rss_bytes": (int,),
+    "draining": (bool,),
+    "ends_in_s": (float, type(None)),  # until the worker's time is up
+    "slurm_job": (str,),
+    "restarts": (int,),
+}
+
+
+def said_of_itself(facts: Dict[str, Any]) -> Dict[str, Any]:
+    """What a member may say of itself, or of its `place`, as far as it is of the right kind.
+
+    >>> said_of_itself({"pid": 5, "slots": "many", "place": {"slurm_job": "17"}})
+    {'pid': 5, 'slurm_job': '17'}
+    """
+    place = facts.get("place")
+    every = {**place, **facts} if type(place) is dict else facts
+    said = [name for name in _SAID if name in every and type(every[name]) in _SAID[name]]
+    return {name: every[name] for name in said}
+
+
 def python_minor() -> str:
     """The running Python as "3.11": pickles of code do not travel between minor versions."""
     return f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -95,5 +120,6 @@ def refusal(mine: Dict[str, Any], theirs: Dict[str, Any]) -> Optional[str]:
 
 Report = Dict[str, Any]
 """What a worker reports, each key only when there is something: `outcomes` (list of Outcome),
-`running` and `returned` (tickets), `died` (list of (ticket, cause), see `errors.WorkerLost`), `limit` (how
-many leases the master may send in all, counted from the `take`) and `facts` (busy, done, rss_bytes)."""
+`running` and `returned` (tickets), `unfit` (tickets: it has no time left for their functions), `died` (list
+of (ticket, cause), see `errors.WorkerLost`), `limit` (how many leases the master may send in all, counted
+from the `take`) and `facts` (what `said_of_itself` lets through)."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Deque, Dict, List, Optional
+from typing import Any, Deque, Dict, List, Optional, Set
 
+from . import defaults
 from .messages import Event
 
 QUEUED = "queued"
 LEASED = "leased"
 STARTED = "running"
+_EXTENDED_S = 30.0  # a worker's end moves by less than that because clocks differ
 WITHDRAWN = "withdrawn"  # a tombstone in a queue; nothing else remembers the job
 
 
@@ -43,6 +45,21 @@ class ClientRecord:
         self.gone = False
         self.last_function = b""
 
+    def bring_forward(self, share: int, unfit: Set[Any]) -> int:
+        """Put up to `share` jobs first whose function is not in `unfit`; returns how many there are.
+
+        Looks at no more than the first `LOOK_AHEAD_JOBS`.
+        """
+        fit: List[JobRecord] = []
+        others: List[JobRecord] = []
+        while self.queue and len(fit) < share and len(others) < defaults.LOOK_AHEAD_JOBS:
+            job = self.queue.popleft()
+            if job.state is QUEUED:
+                (others if job.function in unfit else fit).append(job)
+        self.queue.extendleft(reversed(others))
+        self.queue.extendleft(reversed(fit))
+        return len(fit)
+
     def describe(self) -> Dict[str, Any]:
         """What `cwmp-status` tells of it."""
         return {
@@ -63,6 +80,7 @@ class WorkerRecord:
         self.used = now  # when it was last heard while it held jobs
         self.draining = False  # it gets no more jobs
         self.ends_at: Optional[float] = None  # when its time is up
+        self.unfit: Set[Any] = set()  # functions that it has no time for
         self.hear(now, facts)
 
     def hear(self, now: float, facts: Optional[Dict[str, Any]] = None) -> None:
@@ -73,8 +91,13 @@ class WorkerRecord:
         if facts:
             self.draining = facts.get("draining", False) or self.draining
             if "ends_in_s" in facts:
-                self.ends_at = now + facts["ends_in_s"]
+                self._set_end(None if facts["ends_in_s"] is None else now + facts["ends_in_s"])
             self.facts.update(facts)
+
+    def _set_end(self, ends_at: Optional[float]) -> None:
+        if ends_at is None or (self.ends_at is not None and ends_at > self.ends_at + _EXTENDED_S):
+            self.unfit.clear()  # it has got more time
+        self.ends_at = ends_at
 
     def describe(self, now: float) -> Dict[str, Any]:
         """What `cwmp-status` tells of it."""

@@ -12,6 +12,7 @@ from collections import deque
 from typing import Deque, Iterable, List, Optional, Tuple
 
 from . import defaults
+from .experience import Experience
 from .messages import Lease
 
 _SLOWEST_S = 4 * defaults.HORIZON_S  # longer jobs say no more about the next one
@@ -55,6 +56,8 @@ class Stock:
 
     def __init__(self, slots: int) -> None:
         self.ready: Deque[Lease] = deque()  # taken from the master, handed to no slot
+        self.experience: Optional[Experience] = None
+        """What to tell of the jobs that end, where anybody wants to know."""
         self._slots = [_SlotState() for _ in range(slots)]
         self._job_s: Optional[float] = None  # what a job takes, measured; None: not known yet
 
@@ -96,6 +99,8 @@ class Stock:
         if not count:
             return
         slot = self._slots[index]
+        if self.experience is not None:  # of several jobs, all are short, and one will do
+            self.experience.note(slot.leases[0][2], busy_s / count)
         next_done = slot.leases.popleft
         for _ in range(count):
             next_done()

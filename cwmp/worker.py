@@ -15,6 +15,7 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
 
 from . import defaults
 from .departure import Departure
+from .experience import Experience
 from .joining import Joined
 from .line import Line
 from .loop import Loop
@@ -28,14 +29,23 @@ _CLOSE_S = 1.0  # from the hang-up to an idle slot's end; later it is killed
 class Worker:
     """What an agent is to one master, from `serve` to its end; its slots are up before.
 
-    `departure` says when to leave; `say` gets a line about what happens to slots.
+    `departure` says when to leave; `say` gets a line about what happens to slots. `tend(now)` is called every
+    few seconds.
     """
 
-    def __init__(self, slots: int, loop: Loop, departure: Departure, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        slots: int,
+        loop: Loop,
+        departure: Departure,
+        say: Callable[[str], None],
+        tend: Callable[[float], None] = lambda now: None,
+    ) -> None:
         self._slots = slots
         self._loop = loop
         self._departure = departure
         self._say = say
+        self._tend = tend
         self._stock = Stock(slots)
         self._ident = 0
         self._done = 0
@@ -53,6 +63,7 @@ class Worker:
         self._running: List[int] = []
         self._died: List[Tuple[int, Dict[str, Any]]] = []
         self._returned: List[int] = []
+        self._unfit: List[int] = []  # leases that we have no time for
         self._next_beat = 0.0
         self._next_chore = 0.0
         self._answers_wait = False  # the pool has something to gather
@@ -102,6 +113,7 @@ class Worker:
         """What is due by the clock or has been asked for by a signal; False when it is time to leave."""
         self._check_low = True
         self._mind_slots(now)
+        self._mind_time(now)
         if self._departure.under_way and self._drained(now):
             return False
         self._notice_long_jobs(now)
@@ -112,10 +124,17 @@ class Worker:
             self._answers_wait = True
         next_steps = (self._stock.next_notice(), self._pool.next_refill(), self._departure.next_step(now))
         times = [time for time in (*next_steps, self._deaf_until) if time is not None]
-        self._next_chore = min(times, default=self._next_beat)
+        self._next_chore = min([self._next_beat, *times])
         if self._pool.hung_up():
             self._next_chore = min(self._next_chore, now + 0.05)
         return True
+
+    def _mind_time(self, now: float) -> None:
+        """Notice that our time is limited, and that it is nearly up."""
+        self._tend(now)
+        self._departure.look(now)
+        if self._departure.ends_at is not None and self._stock.experience is None:
+            self._stock.experience = Experience()
 
     def _note_answers(self) -> None:
         self._answers_wait = True
@@ -176,10 +195,21 @@ class Worker:
             return
         self._received += len(leases)
         self._lone_reports = 0
+        if self._stock.experience is not None:
+            leases = self._fitting(leases, self._stock.experience)
         self._stock.add(leases)
         # Counting what there is takes longer than a small job: not for each one that is on order.
         if self._limit - self._received < self._limit_span // 2:
             self._check_low = True
+
+    def _fitting(self, leases: List[Any], experience: Experience) -> List[Any]:
+        """Those that we have the time for; the others go back."""
+        left_s = self._departure.left_s(time.monotonic())
+        if left_s is None:
+            return leases
+        unfit = {lease[0] for lease in leases if experience.is_unlikely(lease[2], left_s)}
+        self._unfit += unfit
+        return [lease for lease in leases if lease[0] not in unfit] if unfit else leases
 
     def _report(self, now: float) -> None:
         """Send what there is to say, in natural batches, and a sign of life at least every beat.
@@ -193,7 +223,8 @@ class Worker:
         low = self._check_low and not leaving and self._stock.is_low(self._limit - self._received)
         self._check_low = False
         draining = leaving and not self._draining
-        news = self._outcomes or self._running or self._died or self._returned or low or draining
+        returns = self._returned or self._unfit
+        news = self._outcomes or self._running or self._died or returns or low or draining
         if not (news or now >= self._next_beat):
             return
         report: Dict[str, Any] = {}
@@ -205,6 +236,8 @@ class Worker:
             report["died"], self._died = self._died, []
         if self._returned:
             report["returned"], self._returned = self._returned, []
+        if self._unfit:
+            report["unfit"], self._unfit = self._unfit, []
         if low:
             self._limit_span = self._stock.room()
             report["limit"] = self._limit = self._received + self._limit_span
@@ -243,7 +276,8 @@ class Worker:
         return outcomes[:count]
 
     def _facts(self) -> Dict[str, Any]:
-        return {"busy": self._stock.busy(), "done": self._done, "rss_bytes": self._rss_bytes()}
+        facts = {"busy": self._stock.busy(), "done": self._done, "rss_bytes": self._rss_bytes()}
+        return {**facts, "ends_in_s": self._departure.ends_in_s(time.monotonic())}
 
     def _rss_bytes(self) -> int:
         """Resident memory of the agent and its slots."""
@@ -281,7 +315,7 @@ class Worker:
         """Everything that is still to be reported, then leave: bounded, for the master may be gone."""
         deadline = time.monotonic() + defaults.REPLY_S / 3
         while self._lost is None and time.monotonic() < deadline:
-            if self._outcomes or self._returned or self._died:
+            if self._outcomes or self._returned or self._died or self._unfit:
                 self._report(time.monotonic())
             elif not self._left:
                 self._left = True

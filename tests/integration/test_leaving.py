@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
@@ -109,3 +113,95 @@ def test_workers_tell_the_slurm_job_that_they_run_in(
     with see.more_workers(cluster) as pid:
         worker = worker_of_pid(cluster, pid)
         assert (worker["slurm_job"], worker["restarts"]) == ("123_4", 2)
+
+
+# --- limited time ---------------------------------------------------------------------------
+
+WORKER = """
+import sys
+from cwmp import defaults
+from cwmp.cli import worker
+
+defaults.DRAIN_AHEAD_S, defaults.CUT_AHEAD_S = 1.0, 0.5
+sys.exit(worker.main(sys.argv[1:]))
+"""
+
+
+@contextlib.contextmanager
+def limited_worker(cluster: LocalCluster, ends_in_s: float) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker with one slot in what it takes for a SLURM job that ends so soon."""
+    environment = {
+        **os.environ,
+        "CWMP_AUTHKEY": cluster.authkey.decode(),
+        "SLURM_JOB_ID": "17",
+        "SLURM_JOB_END_TIME": str(int(time.time() + ends_in_s)),
+    }
+    command = [sys.executable, "-c", WORKER, cluster.address, "--procs", "1"]
+    worker = subprocess.Popen(command, env=environment, cwd=see.ROOT, stdin=subprocess.DEVNULL)
+    try:
+        wait_until(
+            lambda: any(known["pid"] == worker.pid for known in see.status(cluster)["workers"]),
+            timeout_s=WAIT_S,
+        )
+        yield worker
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+def test_a_worker_announces_when_its_time_is_up(cluster: LocalCluster) -> None:
+    with limited_worker(cluster, 1000.0) as worker:
+        assert 900.0 < worker_of_pid(cluster, worker.pid)["ends_in_s"] <= 1000.0
+        [pid] = cluster.pids["workers"]
+        assert worker_of_pid(cluster, pid)["ends_in_s"] is None
+
+
+def test_a_worker_whose_time_is_up_hands_back_what_it_cannot_finish(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    with see.Gate(cluster, tmp_path) as gate, cluster.executor() as executor:
+        elsewhere = executor.submit(jobs.begin_and_wait, *gate.paths)
+        [first] = gate.wait_for(1)
+        with limited_worker(cluster, 6.0) as worker:
+            cut_off = executor.submit(jobs.begin_and_wait, *gate.paths)
+            gate.wait_for(2)
+            assert worker.wait(WAIT_S) == 0
+        assert see.jobs(cluster)["queued"] == 1
+        gate.open()
+        assert elsewhere.result(WAIT_S) == first
+        assert cut_off.result(WAIT_S) == first
+
+
+def test_a_worker_takes_no_job_that_is_unlikely_to_fit(cluster: LocalCluster, tmp_path: Path) -> None:
+    with see.Gate(cluster, tmp_path) as gate, cluster.executor() as executor:
+        blocked = executor.submit(jobs.begin_and_wait, *gate.paths)
+        [first] = gate.wait_for(1)
+        with limited_worker(cluster, 10.0) as worker:
+            path = tmp_path / "napped"
+            known = executor.submit(jobs.begin_and_nap, str(path), 5.0)
+            late_slot = known.result(WAIT_S)
+            assert late_slot != first
+            too_long = executor.submit(jobs.begin_and_nap, str(path), 0.0)
+            short = executor.submit(jobs.pid)
+            assert short.result(WAIT_S) == late_slot
+            assert not too_long.done()
+            assert worker.wait(WAIT_S) == 0
+        gate.open()
+        assert blocked.result(WAIT_S) == first
+        assert too_long.result(WAIT_S) == first
+        assert len(path.read_text().split()) == 2
+
+
+def test_a_worker_that_is_told_by_squeue_only(
+    cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 1000))
+    squeue.write_text(f"#!/bin/sh\necho {end}\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(squeue.parent), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    with see.more_workers(cluster) as pid:
+        wait_until(lambda: worker_of_pid(cluster, pid)["ends_in_s"], timeout_s=WAIT_S)
+        assert 900.0 < worker_of_pid(cluster, pid)["ends_in_s"] <= 1000.0

@@ -21,10 +21,11 @@ PACKAGE = ROOT / "cwmp"
 # A room imports only from the rows above its own, never from its neighbours in the row.
 ROWS: Tuple[Tuple[str, ...], ...] = (
     ("errors", "defaults", "ids", "messages"),
-    ("addresses", "at_exit", "captures", "children", "cpus", "departure", "frames", "guardian", "home"),
-    ("place", "records", "shortcut", "stock"),
+    ("addresses", "at_exit", "captures", "children", "cpus", "departure", "experience", "frames", "guardian"),
+    ("home", "place", "records", "shortcut", "stock"),
+    ("ledger",),
     ("broker", "loop", "payload", "program", "rendezvous", "transport"),
-    ("collector", "dial", "line", "server", "surroundings"),
+    ("collector", "dial", "line", "server", "surroundings", "timelimit"),
     ("session",),
     ("futures", "joining", "master", "outcomes", "slot"),
     ("client", "pool", "streams"),
@@ -49,7 +50,7 @@ SLURM_ROWS: Tuple[Tuple[str, ...], ...] = (
 )
 ROW = {room: number for number, row in enumerate(ROWS) for room in row}
 
-BROKER_MAY_IMPORT = {"messages", "errors", "defaults", "records"}  # records: its own plain data
+BROKER_MAY_IMPORT = {"messages", "errors", "defaults", "records", "ledger"}  # the last two: its own data
 BROKER_MAY_NOT_TOUCH = {
     "asyncio", "concurrent", "datetime", "logging", "multiprocessing", "os", "queue", "random", "select",
     "selectors", "signal", "socket", "subprocess", "threading", "time",

@@ -643,16 +643,90 @@ def test_the_time_that_a_worker_has_left_goes_by(broker: Broker) -> None:
 
 def test_a_worker_that_drains_is_shown_to(broker: Broker) -> None:
     told, by_itself = worker_of(broker), worker_of(broker)
-    assert not broker.is_draining(told)
+    assert [seen["draining"] for seen in broker.status(0.0)["workers"]] == [False, False]
     assert broker.drain(told)
     broker.heard(by_itself, 1.0, {"draining": True})
     for _ in range(2):
         assert [seen["draining"] for seen in broker.status(0.0)["workers"]] == [True, True]
         broker.heard(told, 2.0, {"busy": 1})
         broker.heard(by_itself, 2.0, {"busy": 1})
-    assert broker.is_draining(told)
     broker.leave_worker(told)
     assert not broker.drain(told)
+
+
+# --- workers whose time is limited ----------------------------------------------------------
+
+
+def mixed_jobs(*functions: bytes) -> List[Tuple[int, bytes, bytes]]:
+    """Jobs that call these functions, numbered from 1."""
+    return [(number, function, b"%d" % number) for number, function in enumerate(functions, 1)]
+
+
+def declined(broker: Broker, worker: int) -> None:
+    """The worker is sent one job and has no time for it."""
+    [(ticket, *_)] = broker.take(worker, 1)
+    broker.decline(worker, [ticket, 999])
+
+
+def test_a_function_that_was_declined_is_not_sent_again(broker: Broker) -> None:
+    client, other = broker.join_client({}), client_with(broker)
+    broker.submit(client, mixed_jobs(b"long", b"short", b"long", b"short", b"long"))
+    broker.submit(other, [(9, b"long", b"9")])
+    late, early = worker_of(broker), worker_of(broker)
+    declined(broker, late)
+    assert calls(broker.take(late, 1)) == [2]
+    assert calls(broker.take(late, 9)) == [4]
+    assert broker.take(late, 9) == []
+    assert counts(broker)["queued"] == 4
+    assert sorted(calls(broker.take(early, 9))) == [1, 3, 5, 9]
+
+
+def test_declined_jobs_keep_their_order_and_are_charged_to_nobody(broker: Broker) -> None:
+    client = broker.join_client({})
+    broker.submit(client, mixed_jobs(b"long", b"long", b"short"))
+    late, early = worker_of(broker), worker_of(broker)
+    leases = broker.take(late, 2)
+    broker.decline(late, [ticket for ticket, *_ in leases])
+    assert calls(broker.take(late, 9)) == [3]
+    assert calls(broker.take(early, 9)) == [1, 2]
+
+
+def test_what_was_cancelled_is_not_found(broker: Broker) -> None:
+    client = broker.join_client({})
+    broker.submit(client, mixed_jobs(b"long", b"short", b"long", b"short"))
+    worker = worker_of(broker)
+    declined(broker, worker)
+    assert broker.cancel(client, [2, 3]) == [2, 3]
+    assert calls(broker.take(worker, 9)) == [4]
+
+
+def test_only_so_many_jobs_are_looked_through(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defaults, "LOOK_AHEAD_JOBS", 3)
+    client = broker.join_client({})
+    broker.submit(client, mixed_jobs(b"long", b"long", b"long", b"long", b"short"))
+    worker = worker_of(broker)
+    declined(broker, worker)
+    assert broker.take(worker, 9) == []
+    assert calls(broker.take(worker_of(broker), 9)) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("ends_in_s", "again"), [(3600.0, True), (None, True), (70.0, False), (40.0, False)])
+def test_a_worker_that_gets_more_time_is_sent_everything_again(
+    broker: Broker, ends_in_s: Any, again: bool
+) -> None:
+    client_with(broker, 1)
+    worker = worker_of(broker)
+    broker.heard(worker, 0.0, {"ends_in_s": 60.0})
+    declined(broker, worker)
+    broker.heard(worker, 10.0, {"ends_in_s": ends_in_s})
+    assert bool(broker.take(worker, 1)) == again
+
+
+def test_an_end_that_was_lifted_is_shown_no_more(broker: Broker) -> None:
+    worker = worker_of(broker)
+    broker.heard(worker, 0.0, {"ends_in_s": 60.0})
+    broker.heard(worker, 0.0, {"ends_in_s": None})
+    assert broker.status(0.0)["workers"][0]["ends_in_s"] is None
 
 
 # --- clients that leave ---------------------------------------------------------------------

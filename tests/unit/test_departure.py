@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cwmp import defaults
 from cwmp.departure import Departure
 
 pytestmark = pytest.mark.core
@@ -54,3 +55,66 @@ def test_a_signal_while_let_go_starts_the_grace_period() -> None:
     departure.tell()
     assert departure.next_step(now=1000.0) == 1005.0
     assert departure.is_over(now=1005.0)
+
+
+# --- limited time ---------------------------------------------------------------------------
+
+END = 1000.0
+DRAIN, CUT = END - defaults.DRAIN_AHEAD_S, END - defaults.CUT_AHEAD_S
+
+
+def limited(grace_s: float = 5.0) -> Departure:
+    departure = Departure(grace_s)
+    departure.ends_at = END
+    return departure
+
+
+def test_who_has_no_limit_has_no_time_left_to_tell() -> None:
+    departure = Departure(grace_s=5.0)
+    departure.look(now=1e9)
+    assert not departure.under_way
+    assert departure.left_s(now=0.0) is None
+    assert departure.ends_in_s(now=0.0) is None
+
+
+def test_a_worker_drains_before_its_time_is_up() -> None:
+    departure = limited()
+    departure.look(now=DRAIN - 0.1)
+    assert not departure.under_way
+    assert departure.next_step(now=0.0) == DRAIN
+    departure.look(now=DRAIN)
+    assert departure.under_way
+    assert departure.next_step(now=DRAIN) == CUT
+    assert not departure.is_over(now=CUT - 0.1)
+    assert departure.is_over(now=CUT)
+
+
+def test_jobs_have_the_time_until_they_are_cut_off() -> None:
+    departure = limited()
+    assert departure.left_s(now=900.0) == CUT - 900.0
+    assert departure.ends_in_s(now=900.0) == 100.0
+
+
+def test_a_signal_may_shorten_that_time_but_not_lengthen_it() -> None:
+    departure = limited(grace_s=20.0)
+    departure.tell()
+    assert departure.next_step(now=500.0) == 520.0
+    departure = limited(grace_s=20.0)
+    departure.tell()
+    assert departure.next_step(now=CUT - 1.0) == CUT
+
+
+def test_who_is_let_go_still_has_its_limit() -> None:
+    departure = limited()
+    departure.let_go()
+    assert departure.next_step(now=0.0) == CUT
+
+
+def test_an_end_that_moves_counts_at_once() -> None:
+    departure = limited()
+    departure.ends_at = END + 3600.0
+    departure.look(now=END)
+    assert not departure.under_way
+    departure.ends_at = None
+    departure.look(now=1e9)
+    assert not departure.under_way

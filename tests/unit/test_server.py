@@ -990,3 +990,34 @@ def test_a_worker_tells_its_place(master: Master) -> None:
     assert (bad["slurm_job"], bad["ends_in_s"], bad["slots"]) == (None, None, 1)
     for wire in wires:
         wire.close()
+
+
+def test_a_worker_without_time_for_a_job_leaves_it_to_others(master: Master, impatience: None) -> None:
+    wires = [wire_to(master) for _ in range(4)]
+    mine = member(wires[0], "client")
+    late, early = member(wires[1], "worker", slots=1), member(wires[2], "worker", slots=1)
+    wires[1].request(JOB_QUEUE, "take", late, 1)
+    wires[0].call(JOB_QUEUE, "put", mine, [(1, b"long", b"1")])
+    [(ticket, *_)] = wires[1].reply()
+    wires[3].call(RESULT_QUEUE, "report", late, {"unfit": [ticket], "limit": 2})
+    assert wires[0].call(JOB_QUEUE, "status")["jobs"]["queued"] == 1
+    wires[2].request(JOB_QUEUE, "take", early, 1)
+    assert [call for *_, call in wires[2].reply()] == [b"1"]
+    wires[0].call(JOB_QUEUE, "put", mine, [(2, b"short", b"2"), (3, b"long", b"3")])
+    assert [call for *_, call in wires[1].reply()] == [b"2"]
+    for wire in wires:
+        wire.close()
+
+
+@pytest.mark.parametrize("unfit", [5, ["x"], [[]], None])
+def test_nonsense_is_not_declined(master: Master, unfit: Any) -> None:
+    client, take, report = wire_to(master), wire_to(master), wire_to(master)
+    mine, theirs = member(client, "client"), member(take, "worker", slots=1)
+    take.request(JOB_QUEUE, "take", theirs, 1)
+    client.call(JOB_QUEUE, "put", mine, [(1, b"f", b"1")])
+    take.reply()
+    with pytest.raises(errors.CwmpError):
+        report.call(RESULT_QUEUE, "report", theirs, {"unfit": unfit})
+    assert client.call(JOB_QUEUE, "status")["jobs"]["running"] == 1
+    for wire in (client, take, report):
+        wire.close()

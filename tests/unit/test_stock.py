@@ -9,6 +9,7 @@ from typing import Deque, Dict, List, Optional, Set, Tuple
 import pytest
 
 from cwmp import defaults
+from cwmp.experience import Experience
 from cwmp.messages import Lease
 from cwmp.stock import Stock
 
@@ -650,3 +651,20 @@ def test_a_slot_is_not_starved_by_its_neighbours_long_job() -> None:
         worker.run_slots(0.001)
     assert set(done_at) == {n for n, _ in left} - {500}
     assert max(done_at.values()) < 4.0
+
+
+# --- experience -----------------------------------------------------------------------------
+
+
+def test_runs_are_noted_only_for_who_wants_to_know() -> None:
+    stock = stock_of(1)
+    stock.add([(1, 1, b"f", b""), (2, 1, b"g", b""), (3, 1, b"g", b"")])
+    for name, took_s in (("nobody asks", 5.0), ("first", 6.0), ("second", 7.0)):
+        if name == "first":
+            stock.experience = Experience()
+        stock.hand_out(now=0.0)
+        stock.finished(0, 1, took_s, now=took_s)
+    assert stock.experience is not None
+    assert not stock.experience.is_unlikely(b"f", left_s=1.0)
+    assert stock.experience.is_unlikely(b"g", left_s=5.9)
+    assert not stock.experience.is_unlikely(b"g", left_s=6.5)

@@ -1,0 +1,91 @@
+"""What the broker keeps account of, and how it looks from outside; the rules are in `broker`.
+
+Pure, as the broker is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import count
+from typing import Any, Deque, Dict, List, Type, TypeVar
+
+from . import defaults
+from .errors import UsageError
+from .records import LEASED, QUEUED, STARTED, ClientRecord, WorkerRecord
+
+_T = TypeVar("_T")
+
+
+class UnknownMember(UsageError):
+    """A client or worker that never joined, has left, or was given up for lost."""
+
+
+class Ledger:
+    """Members and counts."""
+
+    def __init__(self, max_attempts: int = defaults.MAX_ATTEMPTS) -> None:
+        self.max_attempts = max_attempts
+        self.queued = 0  # jobs that could be handed out now
+        self.done = self.failed = self.cancelled = self.stale = 0  # since the start
+        self._clients: Dict[int, ClientRecord] = {}
+        self._workers: Dict[int, WorkerRecord] = {}
+        self._ready: Deque[ClientRecord] = deque()  # clients with queued jobs, next to be served first
+        self._idents = count(1)
+        self._tickets = count(1)
+
+    def status(self, now: float) -> Dict[str, Any]:
+        """What there is, as plain values: `jobs`, `workers` and `clients` of `cwmp-status`."""
+        running = sum(len(worker.held) for worker in self._workers.values())
+        return {
+            "jobs": {
+                "queued": self.queued,
+                "running": running,
+                "done": self.done,
+                "failed": self.failed,
+                "cancelled": self.cancelled,
+            },
+            "workers": [worker.describe(now) for worker in self._workers.values()],
+            "clients": [client.describe() for client in self._clients.values()],
+        }
+
+    def workers(self) -> List[int]:
+        """The ids of the workers that are here."""
+        return list(self._workers)
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError unless every job is in exactly one place and every count is right."""
+        held = {id(job) for worker in self._workers.values() for job in worker.held.values()}
+        assert len(held) == sum(len(worker.held) for worker in self._workers.values()), "leased twice"
+        for client in self._clients.values():
+            queued = [job for job in client.queue if job.state == QUEUED]
+            in_queue = set(map(id, queued))
+            assert len(queued) == len(in_queue) == client.queued, "queue count"
+            assert (client in self._ready) == bool(client.queued), "ready list"
+            assert all(client.open.get(job.number) is job for job in queued), "queued but not open"
+            for job in client.open.values():
+                assert (job.state == QUEUED) == (id(job) in in_queue), "open job is nowhere"
+                assert (job.state in (LEASED, STARTED)) == (id(job) in held), "leased to nobody"
+                assert len(job.deaths or ()) < self.max_attempts, "tried too often"
+        assert len(self._ready) == len(set(map(id, self._ready))), "ready twice"
+        assert self.queued == sum(client.queued for client in self._clients.values()), "total count"
+
+    def _client(self, ident: int) -> ClientRecord:
+        try:
+            return self._clients[ident]
+        except (KeyError, TypeError):
+            raise UnknownMember(f"no client {ident!r} is here: it never joined, or has left") from None
+
+    def _worker(self, ident: int) -> WorkerRecord:
+        try:
+            return self._workers[ident]
+        except (KeyError, TypeError):
+            raise UnknownMember(
+                f"no worker {ident!r} is here: it never joined, has left, or was silent for too long"
+            ) from None
+
+
+def checked(value: Any, kind: Type[_T]) -> _T:
+    """The value, if it is what the protocol says. Raises UsageError before anything has moved."""
+    if type(value) is not kind:
+        raise UsageError(f"a message holds {type(value).__name__} where {kind.__name__} belongs")
+    return value
