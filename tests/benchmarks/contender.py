@@ -7,15 +7,14 @@ that closes, because the benchmark ended in whatever way, the contender interrup
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
-import threading
 import time
 from typing import Dict
 
 from . import sections
 from .contenders import contenders
+from .lifeline import watch_benchmark
 
 OFFSET = 0
 
@@ -30,7 +29,7 @@ def main() -> None:
     started_s = time.perf_counter()
     name, jobs, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-    threading.Thread(target=_watch_benchmark, name="watch-benchmark", daemon=True).start()
+    watch_benchmark()
     print(json.dumps(_measure(name, jobs, seed, started_s)))
 
 
@@ -42,15 +41,6 @@ def _measure(name: str, jobs: int, seed: int, started_s: float) -> Dict[str, flo
     table = list(range(10))
     context = contenders(noop_in_main, lambda number: number + table[0])[name]
     return sections.small_jobs(context, jobs, started_s)
-
-
-def _watch_benchmark() -> None:
-    """Interrupt the main thread, as Ctrl-C would, when the benchmark is gone."""
-    while os.read(0, 1):
-        pass
-    main_thread = threading.main_thread().ident
-    if main_thread is not None:
-        signal.pthread_kill(main_thread, signal.SIGINT)
 
 
 if __name__ == "__main__":

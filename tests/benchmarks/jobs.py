@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 
 def noop(number: int) -> int:
@@ -18,3 +19,13 @@ def work(number: int, long_number: int, long_s: float) -> int:
     if number == long_number:
         time.sleep(long_s)
     return number
+
+
+def echo(data: bytes) -> bytes:
+    """Send back what came."""
+    return data
+
+
+def look_up(array: Any, position: int) -> float:
+    """Use a large array, little: what a job costs is then what its argument costs."""
+    return float(array[position])

@@ -77,7 +77,10 @@ def _measure(names: List[str], jobs: int, rounds: int, failures: Dict[str, str])
                     continue
                 share = jobs // FARM_SHARE if name == "farm" else jobs
                 try:
-                    measured[name].append(runner.run(name, share, SEED + number))
+                    argv = [sys.executable, "-m", "tests.benchmarks.contender"]
+                    measured[name].append(runner.run([*argv, name, str(share), str(SEED + number)]))
+                    if runner.left_behind:
+                        failures[name] = f"left {runner.left_behind} processes behind"
                 except ContenderFailed as error:
                     failures[name] = str(error)
                 shown = failures.get(name) or report.one_line(name, measured[name][-1])
