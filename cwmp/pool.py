@@ -11,7 +11,7 @@ import sys
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
-from . import defaults, slot
+from . import defaults, gpus, slot
 from .frames import FrameReader
 from .guardian import Guardian
 from .loop import READ, Channel, Loop, Poller
@@ -194,6 +194,7 @@ class Pool:
         pid = os.fork()
         if pid == 0:
             _die_with_parent(parent)
+            gpus.keep_share(index, self.size)
             slot.main(theirs.detach(), claims[0], answers[1])
         theirs.close()
         os.close(answers[1])

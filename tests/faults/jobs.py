@@ -68,6 +68,12 @@ def begin_and_wait(path: str, release: str) -> int:
     return os.getpid()
 
 
+def variable_after(path: str, release: str, name: str) -> Optional[str]:
+    """As `begin_and_wait`, then a variable of the environment."""
+    begin_and_wait(path, release)
+    return os.environ.get(name)
+
+
 def begin_and_nap(path: str, seconds: float) -> int:
     note(path, str(os.getpid()))
     time.sleep(seconds)

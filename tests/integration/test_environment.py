@@ -138,6 +138,16 @@ def test_numerical_libraries_get_one_thread_unless_the_user_says_otherwise(
     assert "MKL_NUM_THREADS" not in os.environ
 
 
+def test_each_slot_sees_its_share_of_the_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
+    with LocalCluster(2) as cluster, see.Gate(cluster, tmp_path) as gate, cluster.executor() as executor:
+        arguments = (*gate.paths, "CUDA_VISIBLE_DEVICES")
+        seen = [executor.submit(jobs.variable_after, *arguments) for _ in range(2)]
+        gate.wait_for(2)
+        gate.open()
+        assert sorted(str(future.result(WAIT_S)) for future in seen) == ["3", "7"]
+
+
 def test_the_key_is_not_in_the_environment_of_jobs(executor: ClusterExecutor, cluster: LocalCluster) -> None:
     environment = executor.submit(lambda: dict(os.environ)).result(WAIT_S)
     assert cluster.authkey.decode() not in "".join(environment.values())

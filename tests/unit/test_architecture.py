@@ -22,7 +22,7 @@ PACKAGE = ROOT / "cwmp"
 ROWS: Tuple[Tuple[str, ...], ...] = (
     ("errors", "defaults", "ids", "messages"),
     ("addresses", "at_exit", "captures", "children", "cpus", "departure", "experience", "frames", "guardian"),
-    ("home", "place", "records", "shortcut", "stock"),
+    ("gpus", "home", "place", "records", "shortcut", "stock"),
     ("ledger",),
     ("broker", "loop", "payload", "program", "rendezvous", "transport"),
     ("collector", "dial", "line", "server", "surroundings", "timelimit"),
