@@ -120,7 +120,8 @@ def queue(
             return []
         every = [queue([job], patience_s=patience_s, timeout_s=timeout_s) for job in jobs]
         return [found for each in every for found in each]
-    return [job for line in output.splitlines() for job in _parse_line(line)]
+    every_job = [job for line in output.splitlines() for job in _parse_line(line)]
+    return sorted(every_job, key=lambda job: (int(job.job), job.task or 0))
 
 
 def ended(job: str) -> Optional[SlurmJob]:

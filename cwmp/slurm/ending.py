@@ -7,11 +7,14 @@ from typing import Callable, List, Sequence
 
 from .. import rendezvous
 from ..defaults import GRACE_S
-from ..errors import CwmpError, UsageError
+from ..errors import ConnectError, CwmpError, UsageError
 from . import commands, here, masters
 from .commands import SlurmJob
 from .records import Pool
 from .waiting import Say, counted
+
+LEAVE_S = 5.0
+"""How long workers get to leave that have nothing to finish."""
 
 MASTER_S = 5.0
 """How long a master that was asked to end may take before its job is cancelled."""
@@ -34,9 +37,11 @@ def end(pool: Pool, say: Say, *, grace_s: float = GRACE_S) -> None:
     running = [job for job in present(workers) if not job.waits]
     commands.cancel_waiting(workers)
     if running and grace_s > 0:
-        say(f"asking the workers to end ({counted(len(running), 'job')})")
+        say(f"asking the workers to end ({counted(len(running), 'job')}); what they run gets {grace_s:g} s")
         _ask_to_end(pool)
-        _wait(workers, grace_s + MASTER_S, lambda left: not left)
+        left = _wait(workers, LEAVE_S, lambda left: not left)
+        if left:
+            _wait(workers, grace_s, lambda left: not _at_work(pool, left))
     if pool.master_job is not None and any(not job.waits for job in present([pool.master_job])):
         commands.signal([pool.master_job])
         _wait([pool.master_job], MASTER_S, lambda left: not left)
@@ -72,6 +77,15 @@ def _ask_to_end(pool: Pool) -> None:
     """SIGTERM to the agents: of an array they are what the batch script became, else what srun started."""
     commands.signal([group.job for group in pool.groups if group.layout != "job"])
     commands.signal([group.job for group in pool.groups if group.layout == "job"], steps=True)
+
+
+def _at_work(pool: Pool, left: Sequence[SlurmJob]) -> bool:
+    """Whether any of these workers may still be finishing a job: one that its master does not have is not."""
+    try:
+        joined = {worker.get("slurm_job") for worker in masters.status(pool.name)["workers"]}
+    except (ConnectError, UsageError):
+        return False
+    return any(job.id in joined for job in left)
 
 
 def _only_completing(left: List[SlurmJob]) -> bool:
