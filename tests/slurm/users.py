@@ -112,9 +112,9 @@ class User:
         return [self.python, "-m", "tests.slurm.program", form, str(runs), str(jobs), str(seconds)]
 
     def program(
-        self, form: str = "callbacks", *, jobs: int, seconds: float, cluster: Optional[str] = None
+        self, form: str = "callbacks", *, jobs: int = 0, seconds: float, cluster: Optional[str] = None
     ) -> Program:
-        """Start a program that names no host; its jobs take that long each."""
+        """Start a program that names no host: so many jobs (0: until `finish`) that take that long each."""
         files = self.lab.directory / "programs"
         files.mkdir(exist_ok=True)
         files.chmod(0o777)
@@ -134,7 +134,6 @@ class Program:
     def __init__(
         self, user: User, form: str, stem: Path, jobs: int, seconds: float, cluster: Optional[str]
     ) -> None:
-        self.jobs = jobs
         self.runs_file, self._output = stem.with_suffix(".runs"), stem.with_suffix(".out")
         argv = user.program_argv(form, self.runs_file, jobs, seconds)
         with open(self._output, "w") as output:
@@ -183,22 +182,23 @@ class Program:
         """Until so many of its jobs were begun there."""
         wait_until(lambda: self.hosts().get(host, 0) >= count, timeout_s=SOON_S, describe=self.output)
 
-    def finish(self, *, timeout_s: float = 60.0) -> None:
-        """Wait for its end. Every job has been delivered once, and none that never ran."""
-        try:
-            status = self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self.end()
-            missing = sorted(set(range(self.jobs)) - set(self.results()))
-            raise AssertionError(f"still without {missing} after {timeout_s:g} s:\n{self.output()}") from None
-        assert status == 0, self.output()
-        assert sorted(self.results()) == list(range(self.jobs)), self.output()
-        assert {int(number) for number, _ in self.runs()} == set(range(self.jobs))
+    def finish(self, *, run_again: int = 0) -> None:
+        """Let it come to its end. Every job has been delivered once, and no more than so many ran again."""
+        assert self.wait() == 0, self.output()
+        [jobs] = self._said("submitted")
+        assert sorted(self.results()) == list(range(jobs)), self.output()
+        runs = [int(number) for number, _ in self.runs()]
+        assert set(runs) == set(range(jobs))
+        assert len(runs) <= jobs + run_again, [number for number, count in Counter(runs).items() if count > 1]
 
     def end(self) -> None:
         """Kill it."""
         end(self._process)
 
     def wait(self, *, timeout_s: float = 60.0) -> int:
-        """Wait for its end, whatever has become of its jobs; its exit status."""
-        return self._process.wait(timeout_s)
+        """Let it come to its end, whatever has become of its jobs; its exit status."""
+        self.runs_file.with_name(f"{self.runs_file.name}.stop").touch()
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it goes on after {timeout_s:g} s:\n{self.output()}") from None
