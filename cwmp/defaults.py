@@ -28,12 +28,12 @@ CONNECT_S = 5.0
 WAIT_S = 60.0
 """How long a worker waits for a master that is not up yet."""
 
-SPREAD_FROM = 32
+SPREAD_FROM = 64
 """Agents of one SLURM job that may come in the same moment. Fewer: some come later than they could. More:
 the master proves the key to all of them at once, and nobody gets work meanwhile."""
 
-SPREAD_S = 0.005
-"""Time that each further agent adds to the span over which they spread: what joining costs a master."""
+SPREAD_S = 0.003
+"""Time that each further agent adds to the span over which they spread. Joining costs a master 1 ms."""
 
 SPREAD_MAX_S = 10.0
 """The longest such span; who is turned away then tries again."""

@@ -89,8 +89,8 @@ def pauses() -> Iterator[float]:
 def spread_s(environ: Mapping[str, str]) -> float:
     """Over how many seconds the agents of our SLURM job should spread their coming.
 
-    >>> spread_s({}), spread_s({"SLURM_ARRAY_TASK_COUNT": "1000"})
-    (0.0, 4.84)
+    >>> spread_s({}), spread_s({"SLURM_ARRAY_TASK_COUNT": "1064"})
+    (0.0, 3.0)
     """
     counts = [environ.get(name, "") for name in ("SLURM_ARRAY_TASK_COUNT", "SLURM_STEP_NUM_TASKS")]
     agents = max(int(count) if count.isdecimal() else 1 for count in counts)

@@ -54,7 +54,8 @@ class TimeLimit:
         self, environ: Mapping[str, str], loop: Loop, on_end: Callable[[Optional[float]], None]
     ) -> None:
         self._job = slurm_job(environ)
-        self._environ = {**environ, "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"}
+        plain = {name: value for name, value in environ.items() if not name.startswith("SQUEUE_")}
+        self._environ = {**plain, "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"}
         self._loop = loop
         self._on_end = on_end
         self._process: Optional[subprocess.Popen[bytes]] = None

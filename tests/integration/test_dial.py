@@ -14,8 +14,9 @@ from typing import Any, Iterator, List, Tuple
 import pytest
 
 from cwmp import ConnectError, WrongKey, defaults, dial, rendezvous
+from cwmp.joining import Approach, Joined
 from cwmp.master import Master
-from cwmp.messages import JOB_QUEUE
+from cwmp.messages import JOB_QUEUE, this_side
 from cwmp.rendezvous import Cluster, Destination
 
 pytestmark = [
@@ -170,3 +171,38 @@ def test_an_address_that_was_given_is_not_tried_twice() -> None:
     given = Destination(("node7",), 6000, KEY)
     found: Tuple[str, int, bytes] = dial.locate(lambda: given)
     assert found == ("node7", 6000, KEY)
+
+
+# --- many agents -----------------------------------------------------------------------------
+
+
+def test_more_agents_than_can_prove_their_key_at_once_all_join(master: Master) -> None:
+    """Nobody spreads here: who is turned away tries again."""
+    where = to(master, NOBODY, RIGHT)
+    count = defaults.MAX_HALF_OPEN + 16
+    start = threading.Barrier(count)
+    joined: List[Joined] = []
+
+    def come() -> None:
+        pause = threading.Event()  # nobody sets it
+        approach = Approach(
+            lambda: where, "", say=lambda line: None, pause=lambda seconds: not pause.wait(seconds)
+        )
+        start.wait()
+        member = approach.join(this_side("worker", slots=1, busy=0, done=0, rss_bytes=0), 60.0)
+        assert member is not None
+        joined.append(member)
+
+    threads = [threading.Thread(target=come) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    try:
+        assert len({member.ident for member in joined}) == count
+        status = joined[0].report.call(JOB_QUEUE, "status")
+        assert {worker["id"] for worker in status["workers"]} == {member.ident for member in joined}
+    finally:
+        for member in joined:
+            member.take.close()
+            member.report.close()

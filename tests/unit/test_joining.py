@@ -104,8 +104,8 @@ def test_a_master_that_hangs_up_on_us_is_tried_again() -> None:
     [
         ({}, 0.0),
         ({"SLURM_ARRAY_TASK_COUNT": str(defaults.SPREAD_FROM)}, 0.0),
-        ({"SLURM_ARRAY_TASK_COUNT": "100"}, 68 * defaults.SPREAD_S),
-        ({"SLURM_STEP_NUM_TASKS": "100"}, 68 * defaults.SPREAD_S),
+        ({"SLURM_ARRAY_TASK_COUNT": "100"}, 36 * defaults.SPREAD_S),
+        ({"SLURM_STEP_NUM_TASKS": "100"}, 36 * defaults.SPREAD_S),
         ({"SLURM_ARRAY_TASK_COUNT": "a lot"}, 0.0),
         ({"SLURM_ARRAY_TASK_COUNT": "1000000"}, defaults.SPREAD_MAX_S),
     ],

@@ -34,7 +34,7 @@ def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Squeue:
 
     def write(lines: str) -> None:
         path = tmp_path / "bin" / "squeue"
-        path.write_text(f'#!/bin/sh\necho "$LC_ALL $*" >> {tmp_path}/asked\n{lines}\n')
+        path.write_text(f'#!/bin/sh\necho "$LC_ALL $SQUEUE_STATES$*" >> {tmp_path}/asked\n{lines}\n')
         path.chmod(0o755)
 
     return write
@@ -100,7 +100,7 @@ def test_squeue_is_asked_in_plain_words(loop: Loop, squeue: Squeue, tmp_path: Pa
     end = time.time() + 100
     squeue(f"echo {time.strftime('%Y-%m-%dT%H:%M:%S', time.localtime(end))}")
     array = {"SLURM_JOB_ID": "125", "SLURM_ARRAY_JOB_ID": "123", "SLURM_ARRAY_TASK_ID": "4"}
-    seen = Seen(loop, LC_ALL="de_DE", **array)
+    seen = Seen(loop, LC_ALL="de_DE", SQUEUE_STATES="PENDING", **array)
     seen.ask()
     [found] = seen.ends
     assert found is not None
