@@ -34,8 +34,18 @@ if TYPE_CHECKING:
     from .client import ClientThread
     from .executor import ClusterExecutor
     from .local import LocalCluster
+    from .slurm.cluster import SlurmCluster, SlurmExecutor, allocate
+    from .slurm.finding import slurm_master_host
 
-_LAZY = {"ClientThread": "client", "ClusterExecutor": "executor", "LocalCluster": "local"}
+_LAZY = {
+    "ClientThread": "client",
+    "ClusterExecutor": "executor",
+    "LocalCluster": "local",
+    "SlurmCluster": "slurm.cluster",
+    "SlurmExecutor": "slurm.cluster",
+    "allocate": "slurm.cluster",
+    "slurm_master_host": "slurm.finding",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -65,11 +75,15 @@ __all__ = [
     "PayloadError",
     "RemoteError",
     "RemoteTraceback",
+    "SlurmCluster",
     "SlurmError",
+    "SlurmExecutor",
     "UsageError",
     "VersionMismatch",
     "WorkerLost",
     "WrongKey",
     "__version__",
+    "allocate",
     "randid",
+    "slurm_master_host",
 ]

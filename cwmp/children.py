@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import re
 import selectors
@@ -88,6 +89,16 @@ class Child:
             self.process.kill()
             self.process.wait()
 
+    def dismiss(self) -> str:
+        """Close its standard input and wait until it has ended; returns the line that it then said."""
+        leash, self._leash = self._leash, None
+        if leash is not None:
+            os.close(leash)
+        line = "" if self._ready is None else _read_line(self._ready, math.inf)
+        self.process.wait()
+        self.let_go()
+        return line
+
     def let_go(self) -> None:
         """Close our ends of its pipes: on a leash it ends now, otherwise it stays."""
         for descriptor in (self._leash, self._ready):
@@ -102,7 +113,8 @@ def _read_line(descriptor: int, deadline: float) -> str:
     with selectors.DefaultSelector() as selector:
         selector.register(descriptor, selectors.EVENT_READ)
         while not data.endswith(b"\n"):
-            if not selector.select(max(0.0, deadline - time.monotonic())):
+            left_s = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+            if not selector.select(left_s):
                 break
             more = os.read(descriptor, 4096)
             if not more:

@@ -109,6 +109,7 @@ def _parser() -> common.Parser:
             type=common.checked(_whole),
             help=f"keep: the {which} workers that there may be",
         )
+    common.add_launcher_options(parser)
     parser.add_argument("--json", action="store_true", help="status: print one JSON object")
     return parser
 
@@ -140,11 +141,30 @@ def _start(args: argparse.Namespace, _program: List[str]) -> int:
 
 
 def _stop(args: argparse.Namespace, _program: List[str]) -> int:
-    from ..slurm import launcher
+    from ..slurm import launcher, records
 
-    launcher.stop(_name(args), _say)
-    _say(f"cluster {_name(args)} has ended")
+    name = _name(args)
+    if args.leash:
+        _wait_for_end_of_input(args)
+        if records.load(name) is not None:
+            launcher.stop(name, lambda line: None, grace_s=launcher.RUN_GRACE_S)
+        return 0
+    launcher.stop(name, _say)
+    _say(f"cluster {name} has ended")
     return 0
+
+
+def _wait_for_end_of_input(args: argparse.Namespace) -> None:
+    """Wait until the program that holds the leash is gone; signals that end a session are not for us."""
+    import os
+    import signal
+
+    leash_fd = common.leash_fd(args)
+    assert leash_fd is not None
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    while os.read(leash_fd, 4096):
+        pass
 
 
 def _scale(args: argparse.Namespace, _program: List[str]) -> int:

@@ -8,7 +8,7 @@ import platform
 import signal
 import time
 from dataclasses import replace
-from typing import List
+from typing import List, Optional
 
 from .. import addresses, rendezvous
 from ..children import STOP_S, Child, end_children, spawn, wait_ready
@@ -26,9 +26,14 @@ def log_path(pool: Pool) -> str:
     return scripts.log_path(pool.options, str(home()), "here", master=True)
 
 
-def start(pool: Pool) -> None:
-    """Start it in the background and record it; returns when it accepts connections."""
+def start(pool: Pool, leashed: Optional[List[Child]] = None) -> None:
+    """Start it in the background and record it; returns when it accepts connections.
+
+    With a list `leashed`, to which it is added, it ends with this process.
+    """
     arguments = scripts.master_arguments(replace(pool.options, host=_host(pool), interface=None), place())
+    if leashed is not None:
+        arguments.append("--leash")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW
     log = os.open(log_path(pool), flags, 0o600)
     children: List[Child] = []
@@ -45,7 +50,10 @@ def start(pool: Pool) -> None:
         raise
     finally:
         os.close(log)
-    children[0].let_go()
+    if leashed is None:
+        children[0].let_go()
+    else:
+        leashed += children
 
 
 def _host(pool: Pool) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
-from typing import Iterator, Optional, Sequence
+from typing import Iterator, List, Optional, Sequence
 
 from .. import rendezvous
+from ..children import Child
 from ..defaults import GRACE_S
 from ..errors import CwmpError, SlurmError
 from ..program import Program, program_arguments, program_environment
@@ -21,11 +22,12 @@ RUN_GRACE_S = 2.0
 """What jobs that still run get at the end of `run`: the program that wanted their results is done."""
 
 
-def start(options: Options, say: Say) -> Pool:
+def start(options: Options, say: Say, *, leashed: Optional[List[Child]] = None) -> Pool:
     """Submit the master, then the workers; returns when the master answers.
 
     With `options.wait_s` 0 that is not waited for. Whatever goes wrong, nothing stays, or the error
-    says what does. CwmpError when a cluster of that name runs already.
+    says what does. CwmpError when a cluster of that name runs already. A master on this host ends with
+    this process if there is a list `leashed`, to which it is added.
     """
     if not commands.available():
         raise SlurmError("no sbatch, squeue and scancel on this machine's PATH: type this on a login node")
@@ -35,7 +37,7 @@ def start(options: Options, say: Say) -> Pool:
     with records.locked():
         _refuse_running(options.name)
         before = rendezvous.read(options.name)
-        failure = _submit(pool, say)
+        failure = _submit(pool, say, leashed)
     try:
         if failure is not None:
             raise failure
@@ -89,19 +91,19 @@ def run(options: Options, command: Sequence[str], say: Say) -> int:
 # --- a start that fails, or must not begin --------------------------------------------------
 
 
-def _submit(pool: Pool, say: Say) -> Optional[BaseException]:
+def _submit(pool: Pool, say: Say, leashed: Optional[List[Child]]) -> Optional[BaseException]:
     """Record the pool and hand everything to SLURM; what went wrong, if anything. Needs the lock."""
     try:
         records.save(pool)
-        _submit_all(pool, say)
+        _submit_all(pool, say, leashed)
     except BaseException as error:
         return error
     return None
 
 
-def _submit_all(pool: Pool, say: Say) -> None:
+def _submit_all(pool: Pool, say: Say, leashed: Optional[List[Child]]) -> None:
     if pool.options.master == "here":
-        here.start(pool)
+        here.start(pool, leashed)
         say(f"the master runs on this host (pid {pool.master_pid})")
     else:
         say(f"submitted the master: job {submission.submit_master(pool)}")

@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Any, Dict, Mapping, Optional, Tuple
 
 from ..errors import UsageError
@@ -124,12 +125,12 @@ class Options:
         return None if self.time is None else limit_s(self.time)
 
 
-def choose(given: Mapping[str, Any]) -> Options:
-    """Options from what is given (None: not given), else the environment, the file, and the defaults.
+def choose(given: Mapping[str, Any], last: Mapping[str, Any] = MappingProxyType({})) -> Options:
+    """Options from what is given (None: not given), else the environment, the file, `last`, the defaults.
 
     The keys are those of Options. A bad value is a UsageError that says where it stands.
     """
-    values: Dict[str, Any] = {}
+    values: Dict[str, Any] = dict(last)
     for where, defaults in (("slurm.toml", _from_file()), ("the environment", _from_environment())):
         try:
             Options(**{**defaults, "name": "default"})

@@ -42,11 +42,12 @@ SLURM_ROWS: Tuple[Tuple[str, ...], ...] = (
     ("commands", "logs", "masters", "options", "reasons"),
     ("records", "scripts", "seats"),
     ("keeper", "submission", "view"),
-    ("here", "look", "waiting"),
+    ("finding", "here", "look", "waiting"),
     ("allocation", "ending"),
     ("launcher",),
     ("sizing",),
     ("holding",),
+    ("cluster",),
 )
 ROW = {room: number for number, row in enumerate(ROWS) for room in row}
 
