@@ -54,6 +54,10 @@ DRAIN_AHEAD_S = 15.0
 """So long before its time is up a worker takes no more jobs. Smaller: more jobs of unknown length are begun
 in vain. Larger: more of the allocation is wasted."""
 
+ANNOUNCED_AHEAD_S = 65.0
+"""A signal to leave that comes so shortly before the worker's time is up is taken for SLURM's announcement of
+just that (`--signal=B:TERM@30` comes 30 to 60 s ahead), and not for a command to be gone sooner."""
+
 CUT_AHEAD_S = 5.0
 """So long before its time is up a worker ends what still runs, and hands it back. Must cover a report to a
 busy master, and clocks that differ."""

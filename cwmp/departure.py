@@ -73,5 +73,7 @@ class Departure:
         if self._told:
             if self._told_at is None:
                 self._told_at = now
-            limits.append(self._told_at + self._grace_s)
+            # SLURM announces the limit up to half a minute early: what fits may finish all the same.
+            if self.ends_at is None or self._told_at < self.ends_at - defaults.ANNOUNCED_AHEAD_S:
+                limits.append(self._told_at + self._grace_s)
         return min(limits, default=None)

@@ -118,3 +118,16 @@ def test_an_end_that_moves_counts_at_once() -> None:
     departure.ends_at = None
     departure.look(now=1e9)
     assert not departure.under_way
+
+
+def test_a_signal_that_announces_the_end_of_the_time_shortens_nothing() -> None:
+    departure = Departure(grace_s=25.0)
+    departure.ends_at = 1000.0
+    departure.tell()
+    assert departure.next_step(950.0) == 1000.0 - defaults.CUT_AHEAD_S and departure.under_way
+    early = Departure(grace_s=25.0)
+    early.ends_at = 1000.0
+    early.tell()
+    assert early.next_step(900.0) == 925.0, "nothing to do with the limit"
+    departure.tell()
+    assert departure.is_over(951.0), "told twice: now"
