@@ -15,3 +15,9 @@ def noted(runs: str, number: int, seconds: float) -> int:
     os.close(file)
     time.sleep(seconds)
     return number
+
+
+def visible_gpus(seconds: float) -> str:
+    """Take that long, and tell which GPUs a job may use."""
+    time.sleep(seconds)
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "not told")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from tests.slurm.config import CPUS
+from tests.slurm.config import CPUS, GPUS
 from tests.slurm.lab import Lab
 from tests.slurm.users import User
 from tests.waiting import wait_until
@@ -157,3 +157,20 @@ def test_run_brings_up_a_cluster_for_one_program(lab: Lab, user: User, tmp_path:
 def test_run_returns_the_status_of_the_program_and_stops_all_the_same(lab: Lab, user: User) -> None:
     assert user.slurm("-n", 1, "run", "sh", "-c", "exit 7", status=None).returncode == 7
     assert lab.queue() == []
+
+
+# --- GPUs -----------------------------------------------------------------------------------
+
+ASKS_FOR_GPUS = """
+from cwmp import ClusterExecutor
+from tests.slurm.jobs import visible_gpus
+with ClusterExecutor() as executor:
+    print(*sorted(set(executor.map(visible_gpus, [0.1] * 20))))
+"""
+
+
+def test_each_slot_has_its_share_of_the_gpus(user: User) -> None:
+    user.start("--gpus-per-worker", GPUS, workers=1, slots=GPUS)
+    done = user.type(user.python, "-c", ASKS_FOR_GPUS)
+    assert done.stdout.split() == [str(number) for number in range(GPUS)]
+    user.stop()
