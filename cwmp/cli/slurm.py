@@ -71,7 +71,13 @@ _NUMBERS = {"workers": common.positive_count, "slots": common.positive_count, "w
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the command; returns its exit status."""
     ours, program = common.split_program(sys.argv[1:] if argv is None else argv, list(_VALUE_OPTIONS))
-    return common.run(_parser(), lambda args: _ACTIONS[args.action](args, program), join_values(ours))
+    return common.run(_parser(), lambda args: _act(args, program), join_values(ours))
+
+
+def _act(args: argparse.Namespace, program: List[str]) -> int:
+    if args.count is not None and args.action != "scale":
+        raise UsageError(f"{args.action} {args.count}? Only `scale` takes a number: use -n N")
+    return _ACTIONS[args.action](args, program)
 
 
 def join_values(argv: List[str]) -> List[str]:
@@ -134,9 +140,12 @@ def _start(args: argparse.Namespace, _program: List[str]) -> int:
 
     options = _options(args)
     with common.signals_as_exit():
-        launcher.start(options, _say)
+        pool = launcher.start(options, _say)
+    jobs = ", ".join(pool.jobs())
     if options.wait_s == 0:
-        _say(f"not waited for: see cwmp-slurm --name {options.name} status")
+        print(f"cwmp-slurm: cluster {options.name} is submitted (jobs {jobs}): look at it with status")
+    else:
+        print(f"cwmp-slurm: cluster {options.name} is ready (jobs {jobs}); workers join as SLURM starts them")
     return 0
 
 
@@ -150,7 +159,7 @@ def _stop(args: argparse.Namespace, _program: List[str]) -> int:
             launcher.stop(name, lambda line: None, grace_s=launcher.RUN_GRACE_S)
         return 0
     launcher.stop(name, _say)
-    _say(f"cluster {name} has ended")
+    print(f"cwmp-slurm: cluster {name} has ended")
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
+from dataclasses import replace
 from typing import Iterator, List, Optional, Sequence
 
 from .. import rendezvous
@@ -14,7 +15,7 @@ from ..errors import CwmpError, SlurmError
 from ..program import Program, program_arguments, program_environment
 from . import commands, ending, here, masters, records, submission
 from .commands import SlurmJob
-from .options import Options
+from .options import WAIT_S, Options
 from .records import Pool
 from .waiting import MasterWait, Say, counted
 
@@ -79,6 +80,7 @@ def pool_of(name: str) -> Pool:
 def run(options: Options, command: Sequence[str], say: Say) -> int:
     """Start a cluster, run `command` here against it, stop it whatever happens; the command's exit status."""
     arguments = program_arguments(command)
+    options = replace(options, wait_s=options.wait_s or WAIT_S)  # it needs the master at once
     with Program() as program:
         pool = start(options, say)
         try:
