@@ -138,7 +138,7 @@ def _log(look: Look, job: str) -> Dict[str, Any]:
 def report(view: Dict[str, Any]) -> str:
     """What `join` made, as people read it."""
     lines = [f"cluster  {view['name']}{', being stopped' if view['stopping'] else ''}"]
-    lines.append(f"master   {_master_line(view['master'])}")
+    lines.append(f"master   {_master_line(view['master'], told=not view['slurm_error'])}")
     lines += [f"         {line}" for line in _log_lines(view["master"])]
     for side, what in (
         ("slurm_error", "SLURM did not answer"),
@@ -164,12 +164,14 @@ def report(view: Dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _master_line(master: Dict[str, Any]) -> str:
+def _master_line(master: Dict[str, Any], *, told: bool) -> str:
+    """One line; `told` is whether SLURM answered."""
     where = f" on {master['node']}" if master["node"] else ""
     if master["slurm_job"] is None:
         text = f"a process{where}, outside SLURM"
     else:
-        state = explained(master["state"], master["reason"] or "") if master["state"] else "unknown to SLURM"
+        unknown = "unknown to SLURM" if told else "in a state that is not known"
+        state = explained(master["state"], master["reason"] or "") if master["state"] else unknown
         text = f"job {master['slurm_job']} {state}{where}"
     if master["time_left_s"] is not None:
         text += f", {time_text(master['time_left_s'])} left"
