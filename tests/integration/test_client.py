@@ -212,9 +212,16 @@ def test_a_callback_may_submit(cluster: LocalCluster) -> None:
 
 
 def test_a_callback_may_stop_the_client(cluster: LocalCluster, seen: Outcomes, gate: see.Gate) -> None:
-    with cluster.client(lambda jobid, result: client.stop(), on_error=seen.failed) as client:
+    submitted = threading.Event()
+
+    def stop(jobid: Any, result: Any) -> None:
+        submitted.wait(WAIT_S)
+        client.stop()
+
+    with cluster.client(stop, on_error=seen.failed) as client:
         client.submit("first", jobs.nothing)
         client.submit("long", jobs.begin_and_wait, *gate.paths)
+        submitted.set()
         client.wait(WAIT_S)
     assert isinstance(seen.errors["long"], CancelledError)
     see.wait_for_clients(cluster, 0)
