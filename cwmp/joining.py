@@ -8,7 +8,7 @@ import time
 from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple, Optional
 
 from . import defaults
-from .addresses import format_address
+from .addresses import LOOPBACK, format_address
 from .dial import reach
 from .errors import ConnectError, VersionMismatch, WrongKey
 from .rendezvous import Destination
@@ -59,12 +59,15 @@ class Approach:
         """
         deadline = time.monotonic() + wait_s
         told = False
-        spread = random.random() * spread_s(os.environ)
-        if spread and not self._pause(spread):
-            return None
+        spread: Optional[float] = random.random() * spread_s(os.environ)
         for pause_s in pauses():
             try:
-                return _enter(self._find(), hello)
+                where = self._find()
+                if spread and where.hosts[0] not in LOOPBACK:  # that one is not everybody's
+                    if not self._pause(spread):
+                        return None
+                spread = None
+                return _enter(where, hello)
             except ConnectError as error:
                 left_s = deadline - time.monotonic()
                 final = isinstance(error, VersionMismatch) or (isinstance(error, WrongKey) and not again)

@@ -53,7 +53,8 @@ class TimeLimit:
     def __init__(
         self, environ: Mapping[str, str], loop: Loop, on_end: Callable[[Optional[float]], None]
     ) -> None:
-        self._job = slurm_job(environ)
+        # The shell of `salloc` may run on a login node, which outlives the job: only slurmd names a node.
+        self._job = slurm_job(environ) if "SLURMD_NODENAME" in environ else None
         plain = {name: value for name, value in environ.items() if not name.startswith("SQUEUE_")}
         self._environ = {**plain, "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"}
         self._loop = loop

@@ -25,8 +25,8 @@ examples:
   cwmp-worker node7:6000 --procs 4 --authkey-file ~/team.key
 
 SIGTERM and Ctrl-C drain it: running jobs may finish within the grace time, the rest goes back to the master;
-a second signal ends it at once.
-Exit status: 0 drained, 1 failure (master lost or not found, wrong key), 2 bad arguments."""
+a second signal ends it at once. In a SLURM job it drains by itself before the time limit.
+Exit status: 0 drained or let go, 1 failure (master lost or not found, wrong key), 2 bad arguments."""
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -57,7 +57,8 @@ def _parser() -> common.Parser:
         metavar="S",
         type=common.checked(common.seconds),
         default=defaults.WAIT_S,
-        help=f"seconds to wait for a master that is not up yet (default: {defaults.WAIT_S:g})",
+        help="seconds to wait for a master that is not up yet, or, if it was found by name, that is gone and "
+        f"may be started anew (default: {defaults.WAIT_S:g})",
     )
     parser.add_argument(
         "--grace",

@@ -134,6 +134,7 @@ def limited_worker(cluster: LocalCluster, ends_in_s: float) -> Iterator[subproce
         **os.environ,
         "CWMP_AUTHKEY": cluster.authkey.decode(),
         "SLURM_JOB_ID": "17",
+        "SLURMD_NODENAME": "node7",
         "SLURM_JOB_END_TIME": str(int(time.time() + ends_in_s)),
     }
     command = [sys.executable, "-c", WORKER, cluster.address, "--procs", "1"]
@@ -202,6 +203,7 @@ def test_a_worker_that_is_told_by_squeue_only(
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", str(squeue.parent), prepend=os.pathsep)
     monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURMD_NODENAME", "node7")
     with see.more_workers(cluster) as pid:
         wait_until(lambda: worker_of_pid(cluster, pid)["ends_in_s"], timeout_s=WAIT_S)
         assert 900.0 < worker_of_pid(cluster, pid)["ends_in_s"] <= 1000.0

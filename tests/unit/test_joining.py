@@ -9,7 +9,7 @@ from typing import Any, Dict, List
 
 import pytest
 
-from cwmp import defaults
+from cwmp import defaults, joining
 from cwmp.errors import ConnectError, UsageError, VersionMismatch, WrongKey
 from cwmp.joining import Approach, pauses, spread_s
 from cwmp.rendezvous import Destination
@@ -114,9 +114,30 @@ def test_many_agents_of_one_job_spread(environ: Dict[str, str], seconds: float) 
     assert spread_s(environ) == pytest.approx(seconds)
 
 
-def test_who_is_one_of_many_waits_a_part_of_that_first(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("host", "spreads"), [("192.0.2.1", True), ("127.0.0.1", False)])
+def test_who_is_one_of_many_waits_a_part_of_that_first(
+    monkeypatch: pytest.MonkeyPatch, host: str, spreads: bool
+) -> None:
+    """But not to join a master of its own machine, which the others do not join."""
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "1000000")
+    tried: List[Destination] = []
+
+    def enter(where: Destination, hello: Dict[str, Any]) -> None:
+        tried.append(where)
+        raise VersionMismatch("enough")
+
+    monkeypatch.setattr(joining, "_enter", enter)
+    seen = Try()
+    seen.approach._find = lambda: Destination((host,), 1, b"key")
+    with pytest.raises(VersionMismatch):
+        seen.join()
+    assert len(tried) == 1
+    assert len(seen.paused) == spreads
+    assert all(0 < seconds <= defaults.SPREAD_MAX_S for seconds in seen.paused)
+
+
+def test_who_is_told_to_leave_before_its_turn_does_not_join(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "1000000")
     seen = Try(stop_after=1)
+    seen.approach._find = lambda: Destination(("192.0.2.1",), 1, b"key")
     assert seen.join() is None
-    [first] = seen.paused
-    assert 0 < first <= defaults.SPREAD_MAX_S

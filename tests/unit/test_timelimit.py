@@ -46,6 +46,7 @@ class Seen:
     def __init__(self, loop: Loop, **environ: str) -> None:
         self.ends: List[Optional[float]] = []
         self.loop = loop
+        environ = {"SLURMD_NODENAME": "node7", **environ}
         self.limit = TimeLimit({**os.environ, **environ}, loop, self.ends.append)
 
     def ask(self, now: Optional[float] = None) -> None:
@@ -82,6 +83,12 @@ def test_outside_of_slurm_nobody_is_asked(loop: Loop, squeue: Squeue, tmp_path: 
     seen.ask()
     assert seen.ends == []
     assert not (tmp_path / "asked").exists()
+
+
+def test_the_shell_of_salloc_has_no_end(loop: Loop) -> None:
+    ends: List[Optional[float]] = []
+    TimeLimit({"SLURM_JOB_ID": "17", "SLURM_JOB_END_TIME": "2000000000"}, loop, ends.append)
+    assert ends == []
 
 
 def test_the_environment_is_enough_at_first(loop: Loop, squeue: Squeue, tmp_path: Path) -> None:
