@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
+    BlobLost,
     ConnectError,
     CwmpError,
     DuplicateJob,
@@ -63,6 +64,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "BlobLost",
     "ClientThread",
     "ClusterExecutor",
     "ConnectError",

@@ -17,11 +17,14 @@ from . import defaults
 from .departure import Departure
 from .errors import ConnectError, MasterLost
 from .joining import Approach, Find, Joined
+from .larder import Place
 from .loop import Loop
 from .messages import this_side
 from .place import slurm_place
 from .timelimit import TimeLimit
 from .worker import Worker
+
+_ANY_PLACE = Place()
 
 
 def print_to_stderr(line: str) -> None:
@@ -33,7 +36,7 @@ class Agent:
     """A worker process. `run()` blocks; `drain()` ends it from a signal handler.
 
     `find` looks up the master; `wanted` tells which one that is ("at node7:5494"). `slots` jobs run at a
-    time. `leash_fd` is a descriptor whose end of file ends the agent at once.
+    time. `leash_fd` is a descriptor whose end of file ends the agent at once. `place` is for large values.
     """
 
     def __init__(
@@ -46,8 +49,10 @@ class Agent:
         wait_s: float = defaults.WAIT_S,
         say: Callable[[str], None] = print_to_stderr,
         leash_fd: Optional[int] = None,
+        place: Place = _ANY_PLACE,
     ) -> None:
         self._slots = slots
+        self._place = place
         self._wait_s = wait_s
         self._say = say
         self._leash_fd = leash_fd
@@ -89,7 +94,9 @@ class Agent:
 
         Raises MasterLost where there is no second chance.
         """
-        worker = Worker(self._slots, self._loop, self._departure, self._say, self._limit.tend)
+        worker = Worker(
+            self._slots, self._loop, self._departure, self._say, tend=self._limit.tend, place=self._place
+        )
         try:
             try:
                 joined = self._approach.join(self._hello(), self._wait_s, again=lost is not None)

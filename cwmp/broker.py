@@ -20,8 +20,18 @@ from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 from . import defaults
 from .errors import UsageError
 from .ledger import Ledger, UnknownMember, checked
-from .messages import LOST, RESULT, RUNNING, Event, Job, Lease, Outcome
-from .records import LEASED, QUEUED, STARTED, WITHDRAWN, ClientRecord, JobRecord, WorkerRecord, place
+from .messages import LOST, RESULT, RUNNING, VANISHED, Event, Job, Lease, Outcome
+from .records import (
+    LEASED,
+    QUEUED,
+    STARTED,
+    WITHDRAWN,
+    ClientRecord,
+    JobRecord,
+    LargeJobRecord,
+    WorkerRecord,
+    place,
+)
 
 __all__ = ["Broker", "UnknownMember"]
 
@@ -32,6 +42,7 @@ class Broker(Ledger):
     >>> broker = Broker()
     >>> client, worker = broker.join_client({}), broker.join_worker({"slots": 1}, now=0.0)
     >>> broker.submit(client, [(1, b"f", b"x")])
+    False
     >>> [(ticket, attempt, function, call)] = broker.take(worker, room=5)
     >>> broker.finish(worker, [(ticket, RESULT, b"y")])
     {1}
@@ -65,6 +76,7 @@ class Broker(Ledger):
         client.queue.clear()
         client.open.clear()
         client.events.clear()
+        client.result_pins.clear()
         if client in self._ready:
             self._ready.remove(client)
 
@@ -90,13 +102,22 @@ class Broker(Ledger):
         all_started = isinstance(slots, int) and len(worker.held) <= slots
         for job in reversed(list(worker.held.values())):
             if job.state == STARTED or all_started:
-                job.losses = job.losses or []
-                job.losses.append({**place(worker, job), "cause": f"its whole worker was lost ({cause})"})
-            if job.losses and len(job.losses) >= defaults.MAX_WORKER_LOSSES:
-                self._give_up(job, touched)
+                self._lose(worker, job, f"its whole worker was lost ({cause})", touched)
             else:
                 self._requeue(job)
         return touched
+
+    def _lose(self, worker: WorkerRecord, job: Optional[JobRecord], cause: str, touched: Set[int]) -> None:
+        """An attempt came to nothing without its doing: queue it again, unless that happens too often."""
+        if job is None:
+            self.stale += 1
+            return
+        job.losses = job.losses or []
+        job.losses.append({**place(worker, job), "cause": cause})
+        if len(job.losses) >= defaults.MAX_WORKER_LOSSES:
+            self._give_up(job, touched)
+        else:
+            self._requeue(job)
 
     def expire(self, now: float) -> List[int]:
         """The workers that have been silent for longer than `SILENT_S`."""
@@ -116,24 +137,32 @@ class Broker(Ledger):
 
     # --- jobs --------------------------------------------------------------------------------
 
-    def submit(self, ident: int, jobs: Iterable[Job]) -> None:
-        """Queue jobs behind the others of the same client. Raises UnknownMember.
+    def submit(self, ident: int, jobs: Iterable[Job]) -> bool:
+        """Queue jobs behind the others of the same client; returns whether it has new events.
 
-        A number that is open already is left as it is.
+        A number that is open already is left as it is. Raises UnknownMember.
         """
         client = self._client(ident)
         append, opened = client.queue.append, client.open
         function = client.last_function  # equal functions stay one object in memory
         added = 0
+        vanished = False
         try:
             for number, new_function, call in jobs:
                 if number in opened:
                     continue
-                if new_function != function:
-                    function = client.last_function = checked(new_function, bytes)
-                if type(call) is not bytes or type(number) is not int:
+                if type(number) is not int:
                     raise UsageError("a job must be (int, bytes, bytes)")
-                job = opened[number] = JobRecord(client, number, function, call)
+                if type(call) is not bytes or type(new_function) is not bytes:
+                    large = self._large_job(client, number, new_function, call)
+                    if large is None:
+                        vanished = True
+                        continue
+                    job = opened[number] = large
+                else:
+                    if new_function != function:
+                        function = client.last_function = new_function
+                    job = opened[number] = JobRecord(client, number, function, call)
                 append(job)
                 added += 1
         finally:
@@ -141,6 +170,17 @@ class Broker(Ledger):
                 self._ready.append(client)
             client.queued += added
             self.queued += added
+        return vanished
+
+    def _large_job(self, client: ClientRecord, number: int, function: Any, call: Any) -> Optional[JobRecord]:
+        """The record of a job that refers to blobs; None, and an event, if one of them is not here."""
+        pins = self.blobs.pin(_refs(function) + _refs(call))
+        if pins is None:
+            self.failed += 1
+            text = "a large argument of this job, or its function, never arrived at the master"
+            client.events.append((number, VANISHED, text))
+            return None
+        return LargeJobRecord(client, number, function, call, pins)
 
     def cancel(self, ident: int, numbers: Iterable[int]) -> List[int]:
         """Withdraw those of `numbers` that are still queued; returns them. Raises UnknownMember."""
@@ -152,7 +192,7 @@ class Broker(Ledger):
                 continue
             del client.open[number]
             job.state = WITHDRAWN
-            job.function = job.call = b""
+            job.clear()
             withdrawn.append(number)
         client.queued -= len(withdrawn)
         self.queued -= len(withdrawn)
@@ -217,11 +257,16 @@ class Broker(Ledger):
         A ticket that the worker does not hold is an old attempt's: counted and dropped.
         Raises UnknownMember.
         """
-        held = self._worker(ident).held
+        worker = self._worker(ident)
+        held = worker.held
         touched: Set[int] = set()
         for ticket, kind, data in outcomes:
+            pins = None
             if type(data) is not bytes:
-                raise UsageError("an outcome must be (int, int, bytes)")
+                pins = self.blobs.bring_result(ident, _refs(data))
+                if pins is None:
+                    self._lose(worker, held.pop(ticket, None), "a large result of it did not arrive", touched)
+                    continue
             job = held.pop(ticket, None)
             if job is None:
                 self.stale += 1
@@ -235,6 +280,8 @@ class Broker(Ledger):
                 del client.open[job.number]
                 client.events.append((job.number, kind, data))
                 touched.add(client.ident)
+                if pins is not None:
+                    client.result_pins.append((client.acknowledged + len(client.events), pins))
         return touched
 
     def running(self, ident: int, tickets: Iterable[int]) -> Set[int]:
@@ -306,6 +353,15 @@ class Broker(Ledger):
             dropped = min(upto - client.acknowledged, len(client.events))
             del client.events[:dropped]
             client.acknowledged += dropped
+            while client.result_pins and client.result_pins[0][0] <= client.acknowledged:
+                client.result_pins.popleft()
+
+    def notify(self, ident: int, event: Event) -> bool:
+        """Give a client an event that is no job's; False if it is gone."""
+        client = self._clients.get(ident)
+        if client is not None:
+            client.events.append(event)
+        return client is not None
 
     def has_events(self, ident: int, after: int) -> bool:
         """Whether `collect(ident, after)` has anything to give. Raises UnknownMember."""
@@ -333,3 +389,12 @@ class Broker(Ledger):
             history = sorted((job.deaths or []) + (job.losses or []), key=lambda a: a["attempt"])
             client.events.append((job.number, LOST, history))
             touched.add(client.ident)
+
+
+def _refs(packed: Any) -> Tuple[Any, ...]:
+    """The blobs that a packed value refers to. Raises UsageError."""
+    if type(packed) is bytes:
+        return ()
+    if type(packed) is tuple and len(packed) == 2 and type(packed[0]) is bytes and type(packed[1]) is tuple:
+        return packed[1]
+    raise UsageError("a message holds something else where a packed value belongs")

@@ -13,6 +13,7 @@ from .errors import DuplicateJob, UsageError
 from .messages import RUNNING
 from .outcomes import settle
 from .session import Event, Session
+from .shared import Shared
 
 log = logging.getLogger("cwmp")
 
@@ -94,6 +95,10 @@ class ClientThread(threading.Thread):
                 self._open.discard(jobid)
             self._note_ended()
             raise
+
+    def share(self, value: Any) -> Shared:
+        """A handle that becomes `value` in each job that has it in its arguments: `ClusterExecutor.share`."""
+        return self._joined().share(value)
 
     def wait(self, timeout: Optional[float] = None) -> None:
         """Wait until every job has ended and its callback has returned.

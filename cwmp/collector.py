@@ -43,16 +43,19 @@ class Collector:
         self._when = time.monotonic()
         self._wire.request(RESULT_QUEUE, "collect", self._ident, 0)
 
-    def read(self, pass_on: Callable[[List[Any]], None]) -> None:
-        """Wait for the next events and pass them on. Raises EOFError, OSError or a CwmpError."""
+    def read(self, pass_on: Callable[[List[Any]], bool]) -> None:
+        """Wait for the next events and pass them on. Raises EOFError, OSError or a CwmpError.
+
+        `pass_on` returns whether the master keeps something large for the sake of these events.
+        """
         with self._turn:
             if self._broken is not None:
                 raise self._broken
             seen, events = self._wire.reply()
-            pass_on(events)
+            large = pass_on(events)
             self._seen = seen
         del events  # or they would live until the next ones come
-        self._acknowledge(self._wire.last_size > defaults.MAX_BATCH_BYTES // 4)
+        self._acknowledge(large or self._wire.last_size > defaults.MAX_BATCH_BYTES // 4)
 
     def stand_aside(self) -> None:
         """No job is open: leave reading to those who wait, as long as they keep coming."""

@@ -95,6 +95,14 @@ MAX_STALLS = 12
 """How often in a row a slot may begin nothing before it is replaced: about 12 s. Must stay well under
 256, which is how many generations of claims can be told apart."""
 
+TRANSFER_S = 30.0
+"""A connection that carries large values may stand still for so long. Smaller: a busy disk or network is
+taken for a broken one. Larger: what waits for the value waits longer."""
+
+LEFTOVER_S = 120.0
+"""A file of a large value that was written so long ago and never announced is removed. Smaller: one that
+waits for a busy connection could be taken for it."""
+
 # --- sizes ----------------------------------------------------------------------------------
 
 HORIZON_S = 0.030
@@ -130,6 +138,31 @@ cluster with short jobs runs dry. More: memory, some 1 KiB for a small job."""
 
 MAX_BATCH_BYTES = 1 << 20
 """Bytes in one message after which no further job is added to it."""
+
+INLINE_MAX = 64 << 10
+"""Bytes of a pickled value, or of one buffer in it, that ride in the queues; larger ones become blobs.
+Smaller: small jobs pay for a file. Larger: queues and connections carry more, and every copy of it."""
+
+SHELF_MIN_BYTES = 1 << 30
+"""Large values are kept in /dev/shm where it has at least so much room, else in the directory for
+temporary files. Smaller: a container's tiny /dev/shm is chosen and fills up."""
+
+WINDOW_BYTES = 64 << 20
+"""Large values that a client may have sent without word from the master that there is room for them.
+Smaller: it waits for each. Larger: that much over the limit, for each client."""
+
+HOLD_S = 10.0
+"""How long a client has the master keep a large value that it may send again. Smaller: values that are
+used again are sent again. Larger: they take up room for longer."""
+
+LOADED_SHARED = 64
+"""Shared values that a slot keeps loaded. Fewer: programs with many load them again."""
+
+HOLD_COUNT = 64
+"""How many of them at most."""
+
+LARGE_WARNING_BYTES = 64 << 20
+"""A job with a single value larger than this, not shared, is worth a warning."""
 
 MAX_FRAME_BYTES = 4 << 30
 """A longer frame is taken for a confused peer, not for a message."""

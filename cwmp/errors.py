@@ -15,6 +15,7 @@ went wrong around it. All of them survive pickling, and all derive from `CwmpErr
     └── JobError             a job ended without an outcome of its own
         ├── RemoteError      it raised something that cannot travel
         ├── WorkerLost       what ran it died, too often
+        ├── BlobLost         a large value of it vanished or was damaged
         └── MasterLost       the master went away before the outcome came
 """
 
@@ -95,6 +96,10 @@ class WorkerLost(JobError):
         lines = [_attempt_line(attempt) for attempt in self.attempts]
         tries = "1 attempt" if len(lines) == 1 else f"{len(lines)} attempts"
         return f"the process that ran this job died ({tries}): " + "; ".join(lines)
+
+
+class BlobLost(JobError):
+    """A large argument, function or result of the job vanished, or arrived damaged, twice."""
 
 
 class MasterLost(JobError):

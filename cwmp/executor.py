@@ -17,6 +17,7 @@ from .messages import RESULT, RUNNING
 from .outcomes import settle, unreadable
 from .payload import load_value
 from .session import CANCELLED, Event, Session
+from .shared import Shared
 from .streams import Args, Submit, as_they_come, call_each, check_sizes, chunked, each_of, in_order, withdraw
 
 
@@ -118,6 +119,19 @@ class ClusterExecutor(Executor):
         if self._shut_down:
             raise RuntimeError("cannot schedule new futures after shutdown")
         return self._session.submit(token, fn, call, {})
+
+    def share(self, value: Any) -> Shared:
+        """A handle that becomes `value` in every job that has it anywhere in its arguments.
+
+        The value is sent once, and loaded once in each slot; large arrays in it are read-only there. It is
+        freed when the handle is dropped (or closed) and no job needs it. Raises PayloadError, MasterLost.
+
+        >>> with ClusterExecutor() as executor:             # doctest: +SKIP
+        ...     words = executor.share({"some": 1, "words": 2})
+        ...     print(list(executor.map(dict.get, [words, words], ["some", "words"])))
+        [1, 2]
+        """
+        return self._session.share(value)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept no further call; with `wait`, return when all have ended.

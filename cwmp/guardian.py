@@ -7,9 +7,15 @@ no user code and shares no interpreter with any, so a job that never lets go of 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
-from typing import Set
+import sys
+from typing import Set, Tuple
+
+from .shelf import sweep_one
+
+_PR_SET_PDEATHSIG = 1
 
 
 class Guardian:
@@ -29,6 +35,10 @@ class Guardian:
     def release(self, group: int) -> None:
         """This group is gone already; its number may be used again by others."""
         self._tell(b"-%d\n" % group)
+
+    def sweep(self, path: str) -> None:
+        """Remove this shelf at the end, if its owner has died too; see `shelf`."""
+        self._tell(b"=%s\n" % os.fsencode(path))
 
     def dismiss(self) -> None:
         """End the guardian, and with it every group that is still being watched."""
@@ -50,27 +60,42 @@ def _stand_guard(reading: int, writing: int) -> None:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        _close_all_but(reading)
-        for group in _read_groups(reading):
+        close_all_but(reading)
+        groups, shelves = _read_orders(reading)
+        for group in groups:
             try:
                 os.killpg(group, signal.SIGKILL)
             except OSError:
                 pass  # gone already
+        for path in shelves:
+            sweep_one(path)
     finally:
         os._exit(0)
 
 
-def _read_groups(reading: int) -> Set[int]:
-    """The groups that are being watched when the pipe ends."""
+def _read_orders(reading: int) -> Tuple[Set[int], Set[str]]:
+    """The groups that are being watched when the pipe ends, and the shelves to look after."""
     groups: Set[int] = set()
+    shelves: Set[str] = set()
     with os.fdopen(reading, "rb") as lines:
         for line in lines:
+            if line[:1] == b"=":
+                shelves.add(os.fsdecode(line[1:-1]))
+                continue
             change = groups.add if line[:1] == b"+" else groups.discard
             change(int(line[1:]))
-    return groups
+    return groups, shelves
 
 
-def _close_all_but(keep: int) -> None:
+def die_with_parent(parent: int) -> None:
+    """Linux: have the kernel kill this process when its worker ends, whatever it is doing then."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def close_all_but(keep: int) -> None:
     """Hold no descriptor of the worker: its sockets and its output must end when it ends."""
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):

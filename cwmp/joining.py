@@ -12,6 +12,7 @@ from .addresses import LOOPBACK, format_address
 from .dial import reach
 from .errors import ConnectError, VersionMismatch, WrongKey
 from .rendezvous import Destination
+from .transfers import Transfer
 from .transport import Wire, connect, introduce
 
 _FIRST_PAUSE_S = 0.05
@@ -28,6 +29,8 @@ class Joined(NamedTuple):
     cluster: str
     place: str  # host and port of the master
     followed: bool  # it was looked up by name, so it may be looked up again
+    store: Dict[str, Any]  # what it keeps large values in
+    transfer: Transfer  # the way for those
     take: Wire
     report: Wire
 
@@ -116,4 +119,13 @@ def _enter(where: Destination, hello: Dict[str, Any]) -> Joined:
             raise ConnectError(f"{place} was reached and then did not answer: {error}") from error
         raise
     place = format_address(host, where.port)
-    return Joined(welcome["member"], welcome["name"], place, where.name is not None, take, wires[1])
+    return Joined(
+        welcome["member"],
+        welcome["name"],
+        place,
+        where.name is not None,
+        welcome["store"],
+        Transfer((host, where.port), where.authkey, {**hello, "member": welcome["member"]}),
+        take,
+        wires[1],
+    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import count
-from typing import Any, Deque, Dict, List, Type, TypeVar
+from typing import Any, Deque, Dict, List, Optional, Protocol, Type, TypeVar
 
 from . import defaults
 from .errors import UsageError
@@ -20,11 +20,34 @@ class UnknownMember(UsageError):
     """A client or worker that never joined, has left, or was given up for lost."""
 
 
+class Blobs(Protocol):
+    """What keeps the large values that jobs refer to; the broker owns its *pins* with its jobs."""
+
+    def pin(self, refs: Any) -> Optional[object]:
+        """Keep these for as long as what is returned exists; None if one is not here."""
+
+    def bring_result(self, worker: int, refs: Any) -> Optional[object]:
+        """Take in the large parts of a result; they stay for as long as what is returned exists."""
+
+
+class NoBlobs:
+    """Where there are none."""
+
+    def pin(self, refs: Any) -> Optional[object]:
+        """There is none of these."""
+        return None
+
+    def bring_result(self, worker: int, refs: Any) -> Optional[object]:
+        """There is none of these."""
+        return None
+
+
 class Ledger:
     """Members and counts."""
 
-    def __init__(self, max_attempts: int = defaults.MAX_ATTEMPTS) -> None:
+    def __init__(self, max_attempts: int = defaults.MAX_ATTEMPTS, blobs: Optional[Blobs] = None) -> None:
         self.max_attempts = max_attempts
+        self.blobs: Blobs = blobs or NoBlobs()
         self.queued = 0  # jobs that could be handed out now
         self.done = self.failed = self.cancelled = self.stale = 0  # since the start
         self._clients: Dict[int, ClientRecord] = {}

@@ -206,6 +206,13 @@ class Channel:
             self._unsent.append(memoryview(data)[sent:])
             self._loop.watch_writes(self.sock, self._writable)
 
+    def detach(self) -> socket.socket:
+        """Let go of the connection without ending it."""
+        self.open = False
+        self._unsent.clear()
+        self._loop.forget(self.sock)
+        return self.sock
+
     def close(self) -> None:
         """End the connection; `on_close` is not called."""
         if self.open:

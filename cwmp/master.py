@@ -17,48 +17,28 @@ from typing import Any, Dict, List, Optional, Set, Tuple
 
 from . import __version__, defaults
 from .broker import Broker
+from .depot import Depot
 from .errors import UsageError, VersionMismatch
+from .hearsay import whole_number, whole_numbers
 from .loop import Loop
-from .messages import JOB_QUEUE, PROTOCOL, RESULT_QUEUE, Job, python_minor, refusal, said_of_itself
+from .messages import (
+    BLOB_STORE,
+    JOB_QUEUE,
+    PROTOCOL,
+    RESULT_QUEUE,
+    Event,
+    Job,
+    python_minor,
+    refusal,
+    said_of_itself,
+)
 from .server import RECEIPT, STANDING, Peer, Server
+from .standing import Collect, Take
 
 log = logging.getLogger("cwmp.master")
 
 CLIENT = "client"
 WORKER = "worker"
-
-
-class _Take:
-    """A worker's standing request for work."""
-
-    def __init__(self, peer: Peer, limit: int, slots: int) -> None:
-        self.peer = peer
-        self.limit = limit  # leases that it wants in all
-        self.sent = 0
-        self._slots = slots
-
-    @property
-    def room(self) -> int:
-        """How many leases it would take now."""
-        return self.limit - self.sent
-
-    @property
-    def portion(self) -> int:
-        """The fewest leases worth a message of their own.
-
-        Who has room for more than its slots can run at once has measured jobs so short that a job
-        for each slot is no burden. Other jobs may be long: they are spread as widely as possible.
-        """
-        return self._slots if self.room > self._slots else 1
-
-
-class _Collect:
-    """A client's standing request for events."""
-
-    def __init__(self, peer: Peer, sent: int, now: float) -> None:
-        self.peer = peer
-        self.sent = sent  # number of the last event sent
-        self.when = now  # when it was last sent anything
 
 
 class JobQueue:
@@ -79,7 +59,8 @@ class JobQueue:
 
     def put(self, peer: Peer, client: int, jobs: List[Job], prompt: bool = True) -> Any:
         """Queue a client's jobs."""
-        self._master.broker.submit(client, jobs)
+        if self._master.broker.submit(client, jobs):
+            self._master.touched.add(client)
         return None if prompt else RECEIPT
 
     def cancel(self, peer: Peer, client: int, numbers: List[int]) -> List[int]:
@@ -91,7 +72,7 @@ class JobQueue:
         self._master.broker.heard(worker, self._master.now())
         if worker in self._master.let_go:
             return None
-        self._master.takes[worker] = _Take(peer, _whole_number(limit), self._master.slots[worker])
+        self._master.takes[worker] = Take(peer, whole_number(limit), self._master.slots[worker])
         self._master.set_limit(worker, limit)
         return STANDING
 
@@ -100,7 +81,7 @@ class JobQueue:
 
         They give back at once what they have not begun.
         """
-        return [worker for worker in _numbers(workers) if self._master.drain(worker)]
+        return [worker for worker in whole_numbers(workers) if self._master.drain(worker)]
 
     def status(self, peer: Peer) -> Dict[str, Any]:
         """What `cwmp-status` shows."""
@@ -127,7 +108,7 @@ class ResultQueue:
                 touched |= broker.died(worker, ticket, cause)
             broker.give_back(worker, report.get("returned", ()))
             if "unfit" in report:
-                broker.decline(worker, _numbers(report["unfit"]))
+                broker.decline(worker, whole_numbers(report["unfit"]))
             if "limit" in report:
                 self._master.set_limit(worker, report["limit"])
         return None if prompt else RECEIPT
@@ -135,10 +116,10 @@ class ResultQueue:
     def collect(self, peer: Peer, client: int, after: int) -> Any:
         """From now on send a client its events that follow number `after`; again: up to there it has them."""
         master = self._master
-        master.broker.acknowledge(client, _whole_number(after))
+        master.broker.acknowledge(client, whole_number(after))
         known = master.collects.get(client)
         if known is None or known.peer is not peer:
-            master.collects[client] = _Collect(peer, after, master.now())
+            master.collects[client] = Collect(peer, after, master.now())
             peer.channel.on_drained = lambda: master.touched.add(client)
         master.touched.add(client)
         return STANDING
@@ -153,7 +134,8 @@ class Master:
     """Binds and listens at once; `serve()` works until `stop()`.
 
     Raises OSError, naming the address, where it can't listen. `leash_fd` is a descriptor whose end
-    of file stops the master: who holds the other end takes it along, however it ends.
+    of file stops the master: who holds the other end takes it along, however it ends. Large values
+    are kept in a directory made in `blob_dir`, `blob_limit` bytes of them at most; see `shelf`.
     """
 
     def __init__(
@@ -164,15 +146,18 @@ class Master:
         *,
         name: str = defaults.CLUSTER_NAME,
         leash_fd: Optional[int] = None,
+        blob_dir: Optional[str] = None,
+        blob_limit: Optional[int] = None,
     ) -> None:
         self.name = name
         self.nonce = os.urandom(8).hex()  # tells this master from every other
-        self.broker = Broker()
+        self.depot = Depot(blob_dir, blob_limit, self._notify)
+        self.broker = Broker(blobs=self.depot)
         self.slots: Dict[int, int] = {}  # by worker
         self.let_go: Set[int] = set()  # workers that are told to leave
-        self.takes: Dict[int, _Take] = {}  # by worker
-        self._hungry: OrderedDict[int, _Take] = OrderedDict()  # those with room, longest waiting first
-        self.collects: Dict[int, _Collect] = {}  # by client
+        self.takes: Dict[int, Take] = {}  # by worker
+        self._hungry: OrderedDict[int, Take] = OrderedDict()  # those with room, longest waiting first
+        self.collects: Dict[int, Collect] = {}  # by client
         self.touched: Set[int] = set()  # clients whose parked call may have an answer now
         self.now = time.monotonic
         self._resting: Set[int] = set()  # workers that had no time for what there was
@@ -180,10 +165,15 @@ class Master:
         self._started = self.now()
         self._stopping = False
         self._loop = Loop()
-        self._server = Server((host, port), authkey, self._loop)
+        try:
+            self._server = Server((host, port), authkey, self._loop)
+        except BaseException:
+            self.depot.close()
+            raise
         self._server.on_gone = self._on_gone
         self._server.serve(JOB_QUEUE, JobQueue(self), JobQueue.exposed)
         self._server.serve(RESULT_QUEUE, ResultQueue(self), ResultQueue.exposed)
+        self._server.serve(BLOB_STORE, self.depot, Depot.exposed)
         self.address: Tuple[str, int] = self._server.address
         if leash_fd is not None:
             self._loop.watch(leash_fd, lambda: self._on_leash(leash_fd))
@@ -203,6 +193,7 @@ class Master:
                 except Exception:  # whatever made it, it must not end everybody's jobs
                     log.exception("the master goes on after an error of its own")
         finally:
+            self.depot.close()
             self._server.close()
             self._loop.close()
 
@@ -231,7 +222,7 @@ class Master:
         elif ident is None:
             ident = self.broker.join_client(facts)
         peer.member = (role, ident)
-        return {"member": ident, "name": self.name, "version": __version__}
+        return {"member": ident, "name": self.name, "version": __version__, "store": self.depot.facts()}
 
     def part(self, member: Tuple[Any, ...], lost: Optional[str]) -> None:
         """A member has left, or (with the reason in `lost`) its connection broke."""
@@ -249,13 +240,19 @@ class Master:
             elif ident in self.broker.workers():
                 log.warning("worker %s lost: %s", ident, lost)
                 self.touched |= self.broker.lose_worker(ident, lost)
+        self.depot.leave(role, ident)
+
+    def _notify(self, client: int, event: Event) -> None:
+        """Give a client an event that is no job's."""
+        if self.broker.notify(client, event):
+            self.touched.add(client)
 
     def set_limit(self, worker: int, limit: int) -> None:
         """A worker wants `limit` leases in all. Raises UsageError."""
         take = self.takes.get(worker)
         if take is None:
             return
-        take.limit = _whole_number(limit)
+        take.limit = whole_number(limit)
         if take.room <= 0 or worker in self.let_go:
             self._hungry.pop(worker, None)
         elif worker not in self._hungry:
@@ -281,15 +278,24 @@ class Master:
     def _round(self, timeout_s: float) -> None:
         """Take in what has arrived, then answer: who waits for work or events first."""
         self._loop.poll(timeout_s)
+        if self.depot.store.restless:
+            self._tend_blobs()
         self._hand_out()
         self._deliver()
         self._server.flush()
+
+    def _tend_blobs(self) -> None:
+        """Remove the blobs that are needed no more, and tell those whom that concerns."""
+        self.depot.purge()
+        names = self.depot.forgotten()
+        for take in list(self.takes.values()) if names else ():
+            take.peer.answer(("forget", names))
 
     def _hand_out(self) -> None:
         """Share what is queued among the workers that wait, in proportion to their room."""
         self._cut = False
         hungry, broker = self._hungry, self.broker
-        if not hungry or not broker.queued:
+        if not hungry or not broker.queued or self.depot.store.flooded:
             return
         takers = self._takers()
         room = sum([take.room for _, take in takers])
@@ -314,7 +320,7 @@ class Master:
             if not broker.queued:
                 break
 
-    def _takers(self) -> List[Tuple[int, _Take]]:
+    def _takers(self) -> List[Tuple[int, Take]]:
         """Those who have waited longest, as few as will do, so that short jobs go out in large messages.
 
         Who has yet to receive what it was sent before is passed over.
@@ -356,6 +362,7 @@ class Master:
                 collect.peer.answer((collect.sent, []))  # a sign of life
                 collect.when = now
         self._server.tend(now)
+        self.depot.look_for_leftovers(now)
 
     def _on_leash(self, fd: int) -> None:
         if not os.read(fd, 4096):
@@ -374,20 +381,9 @@ class Master:
             "version": __version__,
             "python": python_minor(),
             "protocol": PROTOCOL,
+            "blobs": self.depot.status(),
             **self.broker.status(self.now()),
         }
-
-
-def _whole_number(value: Any) -> int:
-    """The value, if it is one. Raises UsageError."""
-    if type(value) is not int:
-        raise UsageError(f"a message holds {value!r} where a whole number belongs")
-    return value
-
-
-def _numbers(values: Any) -> List[int]:
-    """The values, if they are whole numbers. Raises UsageError."""
-    return [_whole_number(value) for value in values]
 
 
 def _relax_collector() -> None:

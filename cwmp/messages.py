@@ -13,6 +13,9 @@ Methods of `JobQueue`
     take(worker, limit) -> leases ...               worker: send work, `limit` leases in all; None: drain
     drain(workers) -> workers                       anyone: these get no more jobs, and leave when done
     status() -> dict                                anyone: what `cwmp-status` shows
+Methods of `BlobStore`, for values too large for a message
+    offer(client, arrivals, released, prompt)       client: these bytes are there, those it needs no more
+    transfer(member)                                anyone: this connection carries bytes from now on
 Methods of `ResultQueue`
     report(worker, report, prompt)                  worker: outcomes, a new limit, a sign of life
     collect(client, after) -> (seq, events) ...     client: send events; acknowledges up to `after`
@@ -28,22 +31,29 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple, Union
 
 PROTOCOL = 2
 """Raised whenever a message changes; two sides with different numbers refuse each other."""
 
 JOB_QUEUE = "JobQueue"
 RESULT_QUEUE = "ResultQueue"
+BLOB_STORE = "BlobStore"
 
-Job = Tuple[int, bytes, bytes]
+Ref = Tuple[str, int]
+"""(name, size) of a *blob*: large bytes that travel apart from what they are part of."""
+
+Packed = Union[bytes, Tuple[bytes, Tuple[Ref, ...]]]
+"""A pickled value; of a large one (layout, refs), see `packing`."""
+
+Job = Tuple[int, Packed, Packed]
 """(number, function, call). The number is the client's own; equal functions are the same object,
 so a batch carries each of them once."""
 
-Lease = Tuple[int, int, bytes, bytes]
+Lease = Tuple[int, int, Packed, Packed]
 """(ticket, attempt, function, call): one hand-out of a job to a worker."""
 
-Outcome = Tuple[int, int, bytes]
+Outcome = Tuple[int, int, Packed]
 """(ticket, kind, data): how an attempt ended, from the worker."""
 
 Event = Tuple[int, int, Any]
@@ -54,6 +64,8 @@ RESULT = 0  # data: the pickled return value
 ERROR = 1  # data: the pickled error, see payload.dump_error
 LOST = 2  # data: list of dicts, one an attempt, see errors.WorkerLost
 RUNNING = 3  # data: None
+VANISHED = 4  # data: which large value of the job could not be had, as a sentence
+GRANTED = 5  # number 0, data: so many more bytes of the client's large values have found room
 
 
 def this_side(role: str, **facts: Any) -> Dict[str, Any]:

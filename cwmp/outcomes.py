@@ -6,8 +6,8 @@ from concurrent.futures import CancelledError
 from typing import Any, Optional, Tuple
 
 from . import payload
-from .errors import CwmpError, MasterLost, PayloadError, WorkerLost
-from .messages import ERROR, LOST, RESULT
+from .errors import BlobLost, CwmpError, MasterLost, PayloadError, WorkerLost
+from .messages import ERROR, LOST, RESULT, VANISHED
 from .session import CANCELLED, MASTER_LOST
 
 
@@ -20,6 +20,8 @@ def settle(kind: int, data: Any) -> Tuple[Any, Optional[BaseException]]:
             return None, payload.load_error(data)
     except BaseException as error:  # loading runs user code, which may raise anything
         return None, unreadable(error)
+    if kind == VANISHED:
+        return None, BlobLost(data)
     if kind == LOST:
         return None, WorkerLost(data)
     if kind == MASTER_LOST:
@@ -29,8 +31,10 @@ def settle(kind: int, data: Any) -> Tuple[Any, Optional[BaseException]]:
     return None, CwmpError(f"an event of kind {kind!r}, which this cwmp does not know")
 
 
-def unreadable(cause: BaseException) -> PayloadError:
+def unreadable(cause: BaseException) -> CwmpError:
     """The error of a job whose result cannot be loaded in this process."""
+    if isinstance(cause, BlobLost):
+        return cause
     error = PayloadError(f"the result of this job can't be loaded here: {type(cause).__name__}: {cause}")
     error.__cause__ = cause
     return error

@@ -13,18 +13,22 @@ import platform
 import sys
 import traceback
 import weakref
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
 import cloudpickle
 
+from . import defaults, packing
 from .captures import Captures
-from .errors import PayloadError, RemoteError, RemoteTraceback
+from .errors import CwmpError, PayloadError, RemoteError, RemoteTraceback
+from .messages import Packed, Ref
 
 _PROTOCOL = 5
 _MAIN = b"__main__"
 _BY_VALUE = cloudpickle.cloudpickle._PICKLE_BY_VALUE_MODULES  # the registry itself: its copy costs too much
 
 Call = Tuple[Tuple[Any, ...], Dict[str, Any]]
+Received = Tuple[bytes, Tuple[Ref, ...], packing.Fetch]
+"""A large value that was packed, and how to get its large pieces."""
 
 
 class Place(NamedTuple):
@@ -39,7 +43,7 @@ class Function(NamedTuple):
     """A function as a slot takes it up: the place, the pickle, and whether one copy serves many jobs."""
 
     place: Place
-    pickle: bytes
+    pickle: Packed
     reusable: bool
 
 
@@ -74,28 +78,100 @@ def dump_value(value: Any) -> bytes:
     try:
         return bytes(cloudpickle.dumps(value, _PROTOCOL))
     except Exception as error:
-        raise PayloadError(
-            f"cannot pickle {_type_name(type(value))} object: {type(error).__name__}: {error}"
-        ) from error
+        raise _unpicklable(value, error) from error
 
 
-def load_value(data: bytes) -> Any:
-    """The object that `dump_value` turned into `data`. Raises what its type's loading raises."""
-    return pickle.loads(data)
+def load_value(data: Union[bytes, Received]) -> Any:
+    """The object that `dump_value` or `pack` turned into `data`. Raises what its type's loading raises."""
+    if type(data) is tuple:
+        layout, refs, fetch = data
+        return packing.put_together((layout, refs), fetch)
+    return pickle.loads(data)  # type: ignore[arg-type]
 
 
-def dump_call(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> bytes:
-    """The arguments of one call to bytes. Raises PayloadError, naming the argument."""
+Buffer = packing.Buffer
+NewLot = Callable[[], packing.Lot]
+"""Where the large pieces of a value go: called when there are any."""
+
+
+def pack(value: Any, new_lot: NewLot) -> Packed:
+    """As `dump_value`, but a large value is taken apart: its large pieces go into `new_lot()`."""
+    large = False
+    if not _BY_VALUE:
+        try:
+            data = pickle.dumps(value, _PROTOCOL, buffer_callback=packing.only_small)
+            large = len(data) > defaults.INLINE_MAX
+            if not large and _MAIN not in data:
+                return data
+        except packing.TooLarge:
+            large = True
+        except Exception:
+            large = False  # cloudpickle can do more; where it can't, its error is the one to show
     try:
-        return dump_value((args, kwargs))
+        return _pack_by_value_or_apart(value, new_lot, large)
+    except CwmpError:
+        raise
+    except Exception as error:
+        raise _unpicklable(value, error) from error
+
+
+def _pack_by_value_or_apart(value: Any, new_lot: NewLot, large: bool) -> Packed:
+    """What pickle alone could not do. Raises what the value's own pickling raises."""
+    by_value = bool(_BY_VALUE) or not large
+    if not large:
+        try:
+            data = bytes(cloudpickle.dumps(value, _PROTOCOL, buffer_callback=packing.only_small))
+            if len(data) <= defaults.INLINE_MAX:
+                return data
+        except packing.TooLarge:
+            pass
+    lot = new_lot()
+    try:
+        return packing.take_apart(value, lot, by_value)
+    except BaseException:
+        lot.abandon()
+        raise
+
+
+def share(value: Any, bring: Callable[[Any], Any]) -> Any:
+    """What `bring(value)` returns, for a function that pickles it. Raises PayloadError."""
+    try:
+        return bring(value)
+    except CwmpError:
+        raise
+    except Exception as error:
+        raise _unpicklable(value, error) from error
+
+
+def load_packed(packed: Packed, fetch: Optional[packing.Fetch]) -> Any:
+    """The object that `pack` packed; `fetch` gets its large pieces. Raises BlobLost, and as `load_value`."""
+    if type(packed) is bytes or fetch is None:
+        return pickle.loads(packed)  # type: ignore[arg-type]
+    return packing.put_together(packed, fetch)
+
+
+def _unpicklable(value: Any, error: BaseException) -> PayloadError:
+    return PayloadError(
+        f"cannot pickle {_type_name(type(value))} object: {type(error).__name__}: {error}"
+    )
+
+
+def dump_call(
+    args: Tuple[Any, ...], kwargs: Dict[str, Any], new_lot: Optional[NewLot] = None
+) -> Packed:
+    """The arguments of one call, packed; inline without `new_lot`. A PayloadError names the argument."""
+    try:
+        return dump_value((args, kwargs)) if new_lot is None else pack((args, kwargs), new_lot)
     except PayloadError as error:
+        if error.__cause__ is None or isinstance(error.__cause__, CwmpError):
+            raise  # the way is to blame
         raise _blame_argument(args, kwargs, error) from error.__cause__
 
 
-def load_call(data: bytes) -> Call:
-    """The (args, kwargs) that `dump_call` turned into `data`."""
-    call: Call = pickle.loads(data)
-    return call
+def load_call(call: Packed, fetch: Optional[packing.Fetch] = None) -> Call:
+    """The (args, kwargs) that `dump_call` packed."""
+    found: Call = load_packed(call, fetch)
+    return found
 
 
 def _blame_argument(args: Tuple[Any, ...], kwargs: Dict[str, Any], error: PayloadError) -> PayloadError:
@@ -119,7 +195,7 @@ class _Known(NamedTuple):
     ref: weakref.ref[Any]
     place: Place
     captures: Captures
-    data: bytes
+    data: Packed
 
 
 class FunctionDumper:
@@ -130,13 +206,14 @@ class FunctionDumper:
     True
     """
 
-    def __init__(self) -> None:
+    def __init__(self, new_lot: Optional[NewLot] = None) -> None:
+        self._new_lot = new_lot
         self._known: Dict[int, _Known] = {}
         self._session = os.urandom(4).hex()
         self._place = Place(None, (), self._session)
         self._path: List[str] = []  # `sys.path` when `_place` was made
 
-    def dump(self, function: Callable[..., Any]) -> bytes:
+    def dump(self, function: Callable[..., Any]) -> Packed:
         """The bytes of `function` as it is now. Raises PayloadError."""
         place = self._place_now()
         known = self._known.get(id(function))
@@ -146,15 +223,18 @@ class FunctionDumper:
                 return data
         return self._dump_anew(function, place)
 
-    def _dump_anew(self, function: Callable[..., Any], place: Place) -> bytes:
+    def _dump_anew(self, function: Callable[..., Any], place: Place) -> Packed:
         captures = Captures.of(function)
         try:
-            pickled = dump_value(function)
+            new_lot = self._new_lot
+            pickled = dump_value(function) if new_lot is None else pack(function, new_lot)
         except PayloadError as error:
             name = getattr(function, "__qualname__", repr(type(function)))
             raise PayloadError(f"function {name}: {error}") from error.__cause__
         reusable = captures is not None and captures.reusable
-        data = pickle.dumps((tuple(place), pickled, reusable), _PROTOCOL)
+        data: Packed = pickle.dumps((tuple(place), pickled, reusable), _PROTOCOL)
+        if isinstance(data, bytes) and isinstance(pickled, tuple):
+            return data, pickled[1]  # what it needs may be gone the next time
         if captures is not None:
             self._known[id(function)] = _Known(self._forgetful_ref(function), place, captures, data)
         return data
@@ -177,9 +257,10 @@ class FunctionDumper:
         return self._place
 
 
-def open_function(data: bytes) -> Function:
-    """Take a function's bytes apart without loading it: first enter the place, then `load_value`."""
-    (cwd, path, session), pickled, reusable = pickle.loads(data)
+def open_function(data: Packed) -> Function:
+    """Take a function's bytes apart without loading it: first enter the place, then `load_packed`."""
+    inline = data if isinstance(data, bytes) else data[0]
+    (cwd, path, session), pickled, reusable = pickle.loads(inline)
     path = tuple(entry or cwd or "" for entry in path)  # "" stands for the client's directory
     return Function(Place(cwd, path, session), pickled, reusable)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pickle
 import signal
@@ -11,13 +10,13 @@ import sys
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
-from . import defaults, gpus, slot
+from . import defaults, gpus, shelf, slot
 from .frames import FrameReader
-from .guardian import Guardian
+from .guardian import Guardian, die_with_parent
 from .loop import READ, Channel, Loop, Poller
-from .messages import Lease, Outcome
+from .messages import Lease, Outcome, Packed
+from .transport import load_message
 
-_PR_SET_PDEATHSIG = 1
 _HUNG_UP_S = 0.5  # from a slot's hang-up to its death; later it is killed
 _YOUNG_S = 1.0  # a slot that dies younger than this without a job is not refilled at once
 
@@ -51,6 +50,7 @@ class _Process:
         self.hung_up: Optional[float] = None  # when its socket was closed
         self.given_up = False  # we killed it for that
         self.worked = False
+        self.results = 0  # large parts of results that it has announced
 
     def close(self) -> None:
         self.channel.close()
@@ -76,7 +76,8 @@ class Pool:
         self._deaths: List[Tuple[int, Death]] = []
         self._last_words: List[Answers] = []  # answers of slots that have died
         self._refill_at: Dict[int, float] = dict.fromkeys(range(size), 0.0)
-        self._guardian = Guardian()
+        self.guardian = Guardian()
+        self._place: Dict[str, Any] = {}  # where large values are, as every slot is told
 
     def refill(self, now: float) -> List[int]:
         """Start the slots that are missing and due; returns their indexes."""
@@ -99,6 +100,18 @@ class Pool:
         # Claims first: a slot that reads the message must find them.
         os.write(process.claims_out, bytes([process.generation]) * len(leases))
         process.channel.send(pickle.dumps((process.generation, leases), 4))
+
+    def use_shelf(self, directory: str, prefix: str) -> None:
+        """Have slots find large values in `directory`, and put theirs there under `prefix`..."""
+        self._place = {"directory": directory, "prefix": prefix}
+        self.tell(self._place)
+
+    def tell(self, word: Dict[str, Any]) -> None:
+        """Pass a word on to every slot, see `slot.Shelf.heed`."""
+        frame = pickle.dumps((None, word), 4)
+        for process in self._slots:
+            if process is not None:
+                process.channel.send(frame)
 
     def take_back(self, index: int) -> int:
         """Recover what a slot has not begun; returns how many of the last leases that is."""
@@ -178,7 +191,7 @@ class Pool:
             os.waitpid(process.pid, 0)
         self._slots = [None] * self.size
         self._poller.close()
-        self._guardian.dismiss()
+        self.guardian.dismiss()
 
     # --- one slot ----------------------------------------------------------------------------
 
@@ -193,16 +206,25 @@ class Pool:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _die_with_parent(parent)
+            die_with_parent(parent)
             gpus.keep_share(index, self.size)
             slot.main(theirs.detach(), claims[0], answers[1])
         theirs.close()
         os.close(answers[1])
-        self._guardian.watch(pid)
+        self.guardian.watch(pid)
         channel = Channel(self._loop, ours, lambda _: None, lambda _: self._on_hang_up(index))
         self._poller.register(answers[0], READ)
         self._slot_of[answers[0]] = index
         self._slots[index] = _Process(pid, channel, claims, answers[0])
+        if self._place:
+            channel.send(pickle.dumps((None, self._place), 4))
+
+    def _remove_unannounced(self, process: _Process) -> None:
+        """Remove what a slot had written of a result when it died."""
+        prefix = f"{self._place['prefix']}{process.pid}."
+        begun = shelf.begun_by(self._place["directory"], prefix)
+        left = [name for name in begun if int(name[len(prefix) :]) > process.results]
+        shelf.remove(self._place["directory"], left)
 
     def _stop_listening(self, process: _Process) -> None:
         self._poller.unregister(process.answers_in)
@@ -223,12 +245,21 @@ class Pool:
         unclaimed = _read_claims(process.claims_in)
         process.close()
         _kill_group(process.pid, leader_too=False)  # what its jobs have left behind
-        self._guardian.release(process.pid)
+        if self._place:
+            self._remove_unannounced(process)
+        self.guardian.release(process.pid)
         cause = _cause(process, status, peak_rss)
         self._deaths.append((index, Death(unclaimed, cause)))
         now = time.monotonic()
         idle_and_young = not process.worked and now - process.born < _YOUNG_S
         self._refill_at[index] = now + (_YOUNG_S if idle_and_young else 0.0)
+
+
+def _unpacked(process: _Process, data: bytes) -> Packed:
+    """What a slot says of a large result."""
+    layout, refs = load_message(data)
+    process.results += len(refs)
+    return layout, tuple(refs)
 
 
 def _read_answers(index: int, process: _Process) -> Answers:
@@ -238,14 +269,18 @@ def _read_answers(index: int, process: _Process) -> Answers:
     busy_s = 0.0
     while True:
         try:
-            data = os.read(process.answers_in, defaults.READ_BYTES)
+            stream = os.read(process.answers_in, defaults.READ_BYTES)
         except BlockingIOError:
             break
-        for frame in process.reader.feed(data):
+        for frame in process.reader.feed(stream):
             ticket, kind, took_s = unpack(frame)
             busy_s += took_s
-            outcomes.append((ticket, kind, frame[size:]))
-        if len(data) < defaults.READ_BYTES:
+            data: Packed = frame[size:]
+            if kind >= slot.LARGE:
+                kind -= slot.LARGE
+                data = _unpacked(process, frame[size:])
+            outcomes.append((ticket, kind, data))
+        if len(stream) < defaults.READ_BYTES:
             break
     return Answers(index, outcomes, busy_s)
 
@@ -295,11 +330,3 @@ def _kill_group(pid: int, leader_too: bool = True) -> None:
             kill(pid, signal.SIGKILL)
         except OSError:
             pass  # gone already
-
-
-def _die_with_parent(parent: int) -> None:
-    """Linux: have the kernel kill this process when its worker ends, whatever it is doing then."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Deque, Dict, List, Optional, Set
+from typing import Any, Deque, Dict, List, Optional, Set, Tuple
 
 from . import defaults
-from .messages import Event
+from .messages import Event, Packed
 
 QUEUED = "queued"
 LEASED = "leased"
@@ -20,7 +20,7 @@ class JobRecord:
 
     __slots__ = ("client", "number", "function", "call", "state", "attempt", "deaths", "losses")
 
-    def __init__(self, client: ClientRecord, number: int, function: bytes, call: bytes) -> None:
+    def __init__(self, client: ClientRecord, number: int, function: Packed, call: Packed) -> None:
         self.client = client
         self.number = number
         self.function = function
@@ -29,6 +29,27 @@ class JobRecord:
         self.attempt = 0  # hand-outs so far
         self.deaths: Optional[List[Dict[str, Any]]] = None  # charged: slots that died running it
         self.losses: Optional[List[Dict[str, Any]]] = None  # uncharged: workers lost under it
+
+    def clear(self) -> None:
+        """Keep nothing of what was submitted."""
+        self.function = self.call = b""
+
+
+class LargeJobRecord(JobRecord):
+    """A job that refers to blobs. They are kept for as long as it has its pins."""
+
+    __slots__ = ("pins",)
+
+    def __init__(
+        self, client: ClientRecord, number: int, function: Packed, call: Packed, pins: object
+    ) -> None:
+        super().__init__(client, number, function, call)
+        self.pins: Optional[object] = pins
+
+    def clear(self) -> None:
+        """Keep nothing of what was submitted."""
+        super().clear()
+        self.pins = None
 
 
 class ClientRecord:
@@ -42,6 +63,7 @@ class ClientRecord:
         self.open: Dict[int, JobRecord] = {}
         self.events: List[Event] = []
         self.acknowledged = 0  # sequence number of the last event dropped from `events`
+        self.result_pins: Deque[Tuple[int, object]] = deque()  # with the number of the event that needs them
         self.gone = False
         self.last_function = b""
 

@@ -64,6 +64,13 @@ class Peer:
         else:
             self.channel.send(reply)
 
+    def detach(self) -> socket.socket:
+        """Give the connection, which has said nothing beyond this request, to a thread that serves it."""
+        self._server.forget(self)
+        sock = self.channel.detach()
+        sock.setblocking(True)
+        return sock
+
     def settle(self) -> None:
         """Send the replies that are held."""
         held, self._held = self._held, []
@@ -213,10 +220,14 @@ class Server:
 
     def gone(self, peer: Peer, reason: str) -> None:
         """A peer's connection has ended."""
+        self.forget(peer)
+        self.on_gone(peer, reason)
+
+    def forget(self, peer: Peer) -> None:
+        """A peer's connection is no longer ours."""
         self._peers.discard(peer)
         self._owing.discard(peer)
         self._answering.discard(peer)
-        self.on_gone(peer, reason)
 
     def _listen_on(self) -> None:
         self._listening = True

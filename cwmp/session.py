@@ -21,8 +21,11 @@ from typing import Any, Callable, Deque, Dict, Iterable, List, Optional, Tuple
 from . import at_exit, defaults, payload
 from .collector import Collector
 from .errors import ConnectError, MasterLost
-from .messages import JOB_QUEUE, RUNNING, Job, this_side
-from .transport import Wire, connect, introduce
+from .membership import join
+from .messages import BLOB_STORE, GRANTED, JOB_QUEUE, RUNNING, Job
+from .shared import Shared
+from .transfers import Transfer
+from .uploads import Uploads
 
 log = logging.getLogger("cwmp")
 
@@ -32,6 +35,8 @@ CANCELLED = -2
 
 Event = Tuple[Any, int, Any]
 """(token, kind, data) of a job; RUNNING is the only kind that does not end it."""
+
+OnReply = Callable[[Any], None]
 
 OnEvents = Callable[[List[Event]], None]
 """Called in the dispatcher thread with events in the order in which they happened."""
@@ -47,7 +52,6 @@ class Session:
     def __init__(self, host: str, port: int, authkey: bytes, on_events: OnEvents) -> None:
         self.place = f"{host}:{port}"
         self._on_events = on_events
-        self._functions = payload.FunctionDumper()
         # Guards what follows, down to `_replies`. Re-entrant, because the finalizer of an executor may
         # run, and close us, in whatever our own thread is doing.
         self._lock = threading.RLock()
@@ -55,7 +59,7 @@ class Session:
         self._next_number = 0
         self._pending: List[Job] = []  # jobs that wait for the prompt put under way
         self._prompt_under_way = False
-        self._replies: Deque[Tuple[float, Callable[[Any], None]]] = deque()  # (due, what to do with it)
+        self._replies: Deque[Tuple[float, OnReply]] = deque()  # (due, what to do with it)
         self.cancelling = threading.RLock()
         """Held by who cancels a job, from asking the master to telling those who wait for the job."""
         self._idle = threading.Condition()  # notified when the last open job has ended
@@ -64,7 +68,10 @@ class Session:
         self._closing = False  # no further submit
         self._lost: Optional[str] = None  # why the session has ended
         self._left = False  # because we have left
-        self._ident, self._submit_wire, self._collect_wire = _join(host, port, authkey)
+        hello, store, self._submit_wire, self._collect_wire = join(host, port, authkey)
+        self._ident = hello["member"]
+        self._uploads = Uploads(store, Transfer((host, port), authkey, hello), self._offer)
+        self._functions = payload.FunctionDumper(self._uploads.new_lot)
         self._collector = Collector(self._collect_wire, self._ident)
         self._reader = threading.Thread(target=self._read_replies, name="cwmp-submit", daemon=True)
         self._reader.start()
@@ -75,9 +82,12 @@ class Session:
     def submit(
         self, token: Any, function: Callable[..., Any], args: Tuple[Any, ...], kwargs: Dict[str, Any]
     ) -> int:
-        """Send one job on its way; returns its number. Raises PayloadError or MasterLost."""
+        """Send one job on its way; returns its number. Raises PayloadError or MasterLost.
+
+        Large arguments go first, and wait while the master has no room for them.
+        """
         function_bytes = self._functions.dump(function)
-        call = payload.dump_call(args, kwargs)
+        call = payload.dump_call(args, kwargs, self._uploads.new_lot)
         with self._lock:
             if self._closing:
                 raise RuntimeError("this client has been stopped: no job can be submitted to it")
@@ -99,7 +109,24 @@ class Session:
                 if not on_its_way:
                     self._open.pop(number, None)
                 raise
+        if type(call) is tuple or type(function_bytes) is tuple:
+            self._uploads.sent(function_bytes, call)
         return number
+
+    def share(self, value: Any) -> Shared:
+        """A handle that is this value in jobs. Raises PayloadError or MasterLost."""
+        if self._lost is not None:
+            raise MasterLost(self._lost)
+        handle: Shared = payload.share(value, self._uploads.share)
+        return handle
+
+    def _offer(self, arrivals: List[Any], *gone: List[str], on_reply: Optional[OnReply] = None) -> None:
+        """Tell the master of large values. Jobs that have yet to be sent may need what is released."""
+        with self._lock:
+            while self._pending and any(gone):
+                self._put(self._next_batch())
+            message = (self._ident, arrivals, *gone, on_reply is not None)
+            self._request("offer", *message, on_reply=on_reply or _do_nothing, target=BLOB_STORE)
 
     def _put(self, jobs: List[Job]) -> None:
         """Send jobs; with the lock held.
@@ -142,13 +169,13 @@ class Session:
         self._note_idle()
         return withdrawn
 
-    def _request(self, method: str, *args: Any, on_reply: Callable[[Any], None]) -> None:
+    def _request(self, method: str, *args: Any, on_reply: OnReply, target: str = JOB_QUEUE) -> None:
         """Write one request; with the lock held, so that replies come in the order noted."""
         awaited = (time.monotonic() + defaults.REPLY_S, on_reply)
         sent_before = self._submit_wire.sent
         try:
             self._replies.append(awaited)
-            self._submit_wire.request(JOB_QUEUE, method, *args)
+            self._submit_wire.request(target, method, *args)
         except OSError as error:
             self._submit_wire.hang_up()  # the reader sees the end and says so to everybody
             log.debug("could not send %s: %s", method, error)
@@ -196,10 +223,12 @@ class Session:
     def dispatch(self) -> None:
         """Collect events and pass them to `on_event`, until `close()` or the loss of the master."""
         collector = self._collector
+        self._uploads.never_wait()
         try:
             collector.start()
             while True:
                 collector.read(self._pass_on)
+                self._uploads.tidy()
                 if not self._open:
                     collector.stand_aside()
         except Exception as error:
@@ -213,7 +242,10 @@ class Session:
         """
 
         def take(events: List[Any]) -> bool:
-            if len(events) != 1 or events[0][0] != number or not settle(*events[0][1:]):
+            if len(events) != 1 or events[0][0] != number:
+                return False
+            _, kind, data = events[0]
+            if type(data) is tuple or not settle(kind, data):  # large results are the dispatcher's
                 return False
             self._open.pop(number, None)
             self._note_idle()
@@ -242,22 +274,29 @@ class Session:
                 count, "s are" if count != 1 else " is", self.place, status["name"], self.place,
             )  # fmt: skip
 
-    def _pass_on(self, events: List[Any]) -> None:
-        """Tell the owner of these jobs what became of them."""
+    def _pass_on(self, events: List[Any]) -> bool:
+        """Tell the owner of these jobs what became of them; returns whether any result was large."""
         if not events:
             self._explain_wait()
         tokens = self._open
         known = []
+        large = False
         self._telling = True  # jobs are not over before their owner knows
         for number, kind, data in events:
             token = tokens.get(number) if kind == RUNNING else tokens.pop(number, None)
+            if type(data) is tuple:
+                large = True
+                data = (*data, self._uploads.fetch)
             if token is not None:  # else it was withdrawn, or this is the second time
                 known.append((token, kind, data))
+            elif kind == GRANTED:
+                self._uploads.granted(data[0])
         token = data = None
         self._tell(known)
         self._telling = False
         if not tokens:
             self._note_idle()
+        return large
 
     def _tell(self, events: List[Event]) -> None:
         """Call the owner; nothing that happens there may end this thread."""
@@ -300,6 +339,7 @@ class Session:
         self._lost = "it belongs to the process that this one was forked from"
         self._open.clear()
         self._collector.aside = False
+        self._uploads.abandon()
         self._submit_wire.sock.close()  # without a shutdown, which would be for both
         self._collect_wire.sock.close()
 
@@ -334,6 +374,7 @@ class Session:
             self._pending = []
         self._submit_wire.hang_up()
         self._collect_wire.hang_up()
+        self._uploads.end()
         for _, on_reply in replies:
             if on_reply != self._on_prompt_put:
                 on_reply(None)
@@ -353,19 +394,3 @@ class Session:
 
 def _do_nothing(_: Any) -> None:
     """With the receipt of a put that nobody waits for."""
-
-
-def _join(host: str, port: int, authkey: bytes) -> Tuple[int, Wire, Wire]:
-    """Our id at the master, and two connections that it knows as ours."""
-    wires: List[Wire] = []
-    try:
-        hello = this_side("client")
-        for _ in ("submit", "collect"):
-            wires.append(connect(host, port, authkey))
-            hello["member"] = introduce(wires[-1], hello)["member"]
-    except BaseException:
-        for wire in wires:
-            wire.close()
-        raise
-    wires[1].deadline(defaults.POLL_S + defaults.REPLY_S)
-    return hello["member"], wires[0], wires[1]

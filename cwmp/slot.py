@@ -21,17 +21,18 @@ import struct
 import sys
 from collections import OrderedDict
 from time import perf_counter
-from typing import Any, Callable, List, Optional, Set, Tuple
+from typing import Any, Callable, List, Optional, Sequence, Set, Tuple
 
-from . import defaults, payload
-from .errors import PayloadError
+from . import defaults, payload, shared, shelf
+from .errors import PayloadError, UsageError
 from .frames import FrameReader, header
-from .messages import ERROR, RESULT, Lease
+from .messages import ERROR, RESULT, Lease, Packed, Ref
 from .payload import here
 from .surroundings import Surroundings
 
 OUTCOME = struct.Struct("!QBf")  # ticket, kind, seconds that the job took; the data follow
 _HEADED_OUTCOME = struct.Struct("!iQBf")  # the same behind the header of its frame
+LARGE = 0x80  # added to the kind where the data are not the bytes of the value, but say where they are
 _SMALL_BYTES = 1 << 20
 
 _Loaded = Tuple[payload.Function, Optional[Callable[..., Any]]]
@@ -39,6 +40,70 @@ _Loaded = Tuple[payload.Function, Optional[Callable[..., Any]]]
 
 class _Ended(Exception):
     """The worker is gone, or has no more use for this slot."""
+
+
+class Shelf:
+    """Where a slot finds large arguments, and puts large results once it was told where."""
+
+    def __init__(self) -> None:
+        self._directory = ""
+        self._prefix: Optional[str] = None
+        self._count = 0
+        shared.load_with(self.fetch)
+
+    def heed(self, directory: Optional[str] = None, prefix: str = "", forget: Sequence[str] = ()) -> None:
+        """A word from the worker: where large values are, or which shared ones are needed no more."""
+        if directory is not None:
+            self._directory = directory
+            self._prefix = f"{prefix}{os.getpid()}."
+        shared.forget(forget)
+
+    def fetch(self, ref: Ref, lasting: bool) -> memoryview:
+        """The bytes of a blob, read-only: other slots read them, too."""
+        return shelf.view(self._directory, ref)
+
+    def dump_result(self, value: Any) -> Packed:
+        """A result, packed. Raises PayloadError, naming the type."""
+        try:
+            if self._prefix is None:
+                return payload.dump_value(value)
+            return payload.pack(value, lambda: _ResultLot(self))
+        except PayloadError as error:
+            raise PayloadError(f"the result of this job: {error}") from error.__cause__
+
+    def put(self, pieces: Sequence[payload.Buffer]) -> Ref:
+        """Write a large part of a result."""
+        self._count += 1
+        name = f"{self._prefix}{self._count}"
+        try:
+            return name, shelf.write(self._directory, name, pieces)
+        except OSError as error:
+            raise PayloadError(f"cannot be written to {self._directory}: {error.strerror}") from error
+
+    def remove(self, refs: Sequence[Ref]) -> None:
+        """A result that could not be pickled after all."""
+        shelf.remove(self._directory, [name for name, _ in refs])
+
+
+class _ResultLot:
+    """The large parts of one result."""
+
+    def __init__(self, place: Shelf) -> None:
+        self._place = place
+        self._refs: List[Ref] = []
+
+    def keep(self, pieces: Sequence[payload.Buffer]) -> Ref:
+        """Store these bytes as one blob."""
+        self._refs.append(self._place.put(pieces))
+        return self._refs[-1]
+
+    def refer(self, handle: Any) -> Sequence[Ref]:
+        """A handle has become its value before a job sees it."""
+        raise UsageError("the handle of a shared value cannot be part of a result")
+
+    def abandon(self) -> None:
+        """It could not be pickled after all."""
+        self._place.remove(self._refs)
 
 
 class Slot:
@@ -49,7 +114,8 @@ class Slot:
         self._claims_fd = claims_fd
         self._answers_fd = answers_fd
         self._surroundings = Surroundings()
-        self._loaded: OrderedDict[bytes, _Loaded] = OrderedDict()
+        self._loaded: OrderedDict[Packed, _Loaded] = OrderedDict()
+        self._shelf = Shelf()
         self._claim_in_hand: Optional[int] = None  # read too early: it belongs to a later message
         self._is_copy = False
         os.register_at_fork(after_in_child=self._note_copy)
@@ -64,6 +130,9 @@ class Slot:
                     return
                 for frame in reader.feed(data):
                     generation, leases = pickle.loads(frame)
+                    if generation is None:
+                        self._shelf.heed(**leases)
+                        continue
                     self._work(generation, leases)
                     self._surroundings.note_imports()
         except _Ended:
@@ -78,8 +147,8 @@ class Slot:
             here.attempt = attempt
             try:
                 target = self._load(function)
-                args, kwargs = payload.load_call(call)
-                data = _dump_result(target(*args, **kwargs))
+                args, kwargs = payload.load_call(call, self._shelf.fetch)
+                data = self._shelf.dump_result(target(*args, **kwargs))
                 kind = RESULT
             except BaseException as error:
                 data = payload.dump_error(error)
@@ -107,24 +176,31 @@ class Slot:
         self._claim_in_hand = None if claim == generation else claim
         return claim == generation
 
-    def _load(self, data: bytes) -> Callable[..., Any]:
+    def _load(self, data: Packed) -> Callable[..., Any]:
         """The function, with its place entered; loaded once if one copy can serve many jobs."""
         known = self._loaded.get(data)
         if known is not None:
             function, kept = known
             self._surroundings.enter(function.place)
-            return kept if kept is not None else payload.load_value(function.pickle)
+            return kept if kept is not None else self._value_of(function)
         function = payload.open_function(data)
         if self._surroundings.enter(function.place):
             self._loaded.clear()  # what was edited is imported anew
-        target: Callable[..., Any] = payload.load_value(function.pickle)
+        target = self._value_of(function)
         self._loaded[data] = (function, target if function.reusable else None)
         if len(self._loaded) > defaults.LOADED_FUNCTIONS:
             self._loaded.popitem(last=False)
         return target
 
-    def _answer(self, ticket: int, kind: int, took_s: float, data: bytes) -> None:
+    def _value_of(self, function: payload.Function) -> Callable[..., Any]:
+        value: Callable[..., Any] = payload.load_packed(function.pickle, self._shelf.fetch)
+        return value
+
+    def _answer(self, ticket: int, kind: int, took_s: float, data: Packed) -> None:
         """Send one outcome to the worker."""
+        if isinstance(data, tuple):
+            kind |= LARGE
+            data = pickle.dumps(data, 4)
         length = OUTCOME.size + len(data)
         if length <= _SMALL_BYTES:
             frame = _HEADED_OUTCOME.pack(length, ticket, kind, took_s) + data
@@ -194,11 +270,3 @@ def _restore_signals() -> None:
     """In a process that a job forks: signals end it as they end any other."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _dump_result(value: Any) -> bytes:
-    """The bytes of a result. Raises PayloadError, naming the type."""
-    try:
-        return payload.dump_value(value)
-    except PayloadError as error:
-        raise PayloadError(f"the result of this job: {error}") from error.__cause__

@@ -142,6 +142,10 @@ class Wire:
         else:
             answer_challenge(self, authkey)  # type: ignore[arg-type]
             deliver_challenge(self, authkey)  # type: ignore[arg-type]
+        self.expect_long_frames()
+
+    def expect_long_frames(self) -> None:
+        """The other side is known to be one of us."""
         self._reader.limit(defaults.MAX_FRAME_BYTES)
 
     def request(self, obj: Any, method: str, *args: Any) -> None:

@@ -13,16 +13,19 @@ import time
 from collections import deque
 from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
 
-from . import defaults
+from . import defaults, shelf
 from .departure import Departure
 from .experience import Experience
 from .joining import Joined
+from .larder import Larder, Place
 from .line import Line
 from .loop import Loop
 from .messages import JOB_QUEUE, RESULT_QUEUE, Outcome
 from .pool import Pool
+from .porter import OnDone, Porter
 from .stock import Stock
 
+_ANY_PLACE = Place()
 _CLOSE_S = 1.0  # from the hang-up to an idle slot's end; later it is killed
 
 
@@ -40,12 +43,15 @@ class Worker:
         departure: Departure,
         say: Callable[[str], None],
         tend: Callable[[float], None] = lambda now: None,
+        place: Place = _ANY_PLACE,
     ) -> None:
         self._slots = slots
         self._loop = loop
         self._departure = departure
         self._say = say
         self._tend = tend
+        self._place = place
+        self._larder: Optional[Larder] = None  # where the master's shelf can't be used
         self._stock = Stock(slots)
         self._ident = 0
         self._done = 0
@@ -77,17 +83,48 @@ class Worker:
     def serve(self, joined: Joined) -> Optional[str]:
         """Work until it is time to leave; returns why the master is gone, if that was the end."""
         self._ident = joined.ident
+        self._find_large_values(joined)
         self._take_line = Line(self._loop, joined.take, self._on_leases, self._on_lost)
         self._report_line = Line(self._loop, joined.report, self._on_receipt, self._on_lost)
         self._limit = self._limit_span = max(1, self._stock.room())
         self._take_line.request(JOB_QUEUE, "take", self._ident, self._limit)
         self._serve()
+        if self._lost is not None:
+            shelf.sweep_one(joined.store["path"])  # if the master was killed, who else would do it
         return self._lost
 
     def close(self) -> None:
-        """End the slots."""
+        """End the slots, and remove what was kept for them."""
         self._loop.forget(self._pool)
+        if self._larder is not None:
+            self._larder.close()
         self._pool.close(_CLOSE_S)
+
+    def _find_large_values(self, joined: Joined) -> None:
+        """Use the master's shelf, or a larder of our own where that is out of reach."""
+        directory = shelf.reachable(joined.store) if self._place.directory is None else None
+        if directory is None:
+            own = shelf.Shelf(self._place.directory)
+            directory = own.path
+            guardian = self._pool.guardian
+
+            def carry(on_done: OnDone) -> Porter:
+                return Porter(self._loop, guardian, own.path, joined.transfer, on_done)
+
+            limit = self._place.limit or shelf.default_limit(own.path)
+            self._larder = Larder(own, limit, carry, self._stock.add, self._outcomes_later)
+            self._say(str(self._larder))
+        self._pool.guardian.sweep(directory)
+        self._pool.use_shelf(directory, f"w{self._ident}.")
+
+    def _outcomes_later(self, outcomes: List[Outcome]) -> None:
+        self._outcomes += outcomes
+
+    def _forget(self, names: List[str]) -> None:
+        """Shared values that are needed no more."""
+        self._pool.tell({"forget": names})
+        if self._larder is not None:
+            self._larder.forget(names)
 
     # --- serving -----------------------------------------------------------------------------
 
@@ -144,8 +181,8 @@ class Worker:
         self._answers_wait = False
         for index, outcomes, busy_s in self._pool.answers():
             self._stock.finished(index, len(outcomes), busy_s, now)
-            self._outcomes += outcomes
             self._done += len(outcomes)
+            self._outcomes += outcomes if self._larder is None else self._larder.send_off(outcomes)
         if self._limit - self._received <= self._slots:
             self._check_low = True
 
@@ -188,16 +225,19 @@ class Worker:
             if self._stock.ready:
                 self._returned += self._stock.surplus()
 
-    def _on_leases(self, leases: Optional[List[Any]]) -> None:
+    def _on_leases(self, leases: Any) -> None:
         if leases is None:
             self._say("let go by the master: finishing what runs")
             self._departure.let_go()
+            return
+        if type(leases) is tuple:
+            self._forget(leases[1])
             return
         self._received += len(leases)
         self._lone_reports = 0
         if self._stock.experience is not None:
             leases = self._fitting(leases, self._stock.experience)
-        self._stock.add(leases)
+        self._stock.add(leases if self._larder is None else self._larder.admit(leases))
         # Counting what there is takes longer than a small job: not for each one that is on order.
         if self._limit - self._received < self._limit_span // 2:
             self._check_low = True
@@ -220,7 +260,7 @@ class Worker:
         if self._prompt_under_way:
             return
         leaving = self._departure.under_way
-        low = self._check_low and not leaving and self._stock.is_low(self._limit - self._received)
+        low = self._check_low and not leaving and self._stock.is_low(self._coming())
         self._check_low = False
         draining = leaving and not self._draining
         returns = self._returned or self._unfit
@@ -234,12 +274,16 @@ class Worker:
             report["running"], self._running = self._running, []
         if self._died:
             report["died"], self._died = self._died, []
+            self._done_with([ticket for ticket, _ in report["died"]])
         if self._returned:
             report["returned"], self._returned = self._returned, []
+            self._done_with(report["returned"])
         if self._unfit:
             report["unfit"], self._unfit = self._unfit, []
+            self._done_with(report["unfit"])
         if low:
-            self._limit_span = self._stock.room()
+            waiting = self._coming() - (self._limit - self._received)
+            self._limit_span = max(0, self._stock.room() - waiting)
             report["limit"] = self._limit = self._received + self._limit_span
         if draining:
             self._draining = True
@@ -275,6 +319,15 @@ class Worker:
         self._outcomes = outcomes[count:]
         return outcomes[:count]
 
+    def _coming(self) -> int:
+        """Leases that are on their way, or may be, or wait for large values."""
+        waiting = 0 if self._larder is None else len(self._larder)
+        return self._limit - self._received + waiting
+
+    def _done_with(self, tickets: List[int]) -> None:
+        if self._larder is not None:
+            self._larder.done(tickets)
+
     def _facts(self) -> Dict[str, Any]:
         facts = {"busy": self._stock.busy(), "done": self._done, "rss_bytes": self._rss_bytes()}
         return {**facts, "ends_in_s": self._departure.ends_in_s(time.monotonic())}
@@ -303,7 +356,11 @@ class Worker:
             for index, _ in self._stock.handed_out():
                 self._stock.taken_back(index, self._pool.take_back(index))
         self._returned += self._stock.give_back()
-        if self._stock.busy() and not self._departure.is_over(now):
+        leaving = 0
+        if self._larder is not None:
+            self._returned += self._larder.give_back()
+            leaving = self._larder.leaving
+        if (self._stock.busy() or leaving) and not self._departure.is_over(now):
             return False
         if self._stock.busy():
             self._pool.kill()

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import importlib.util
 import os
+import re
 import signal
 import stat
 import sys
@@ -120,6 +121,36 @@ def add_cluster_options(parser: Parser, *, what_name_does: str) -> None:
         "standard input. Without either: $CWMP_AUTHKEY, $CWMP_AUTHKEY_FILE, the running cluster's own "
         "key file, then $CWMP_HOME/authkey, which is made on first use",
     )
+
+
+def add_blob_options(parser: Parser, *, what_dir_does: str) -> None:
+    """--blob-dir and --blob-limit."""
+    parser.add_argument(
+        "--blob-dir",
+        metavar="DIR",
+        help=f"{what_dir_does} (default: /dev/shm where that is large enough, else the directory for "
+        "temporary files)",
+    )
+    parser.add_argument(
+        "--blob-limit",
+        metavar="SIZE",
+        type=checked(size),
+        help="keep at most SIZE bytes of large values, for example 500M or 8G (default: a quarter of the "
+        "memory, and no more than half of what is free in that directory)",
+    )
+
+
+def size(text: str) -> int:
+    """Bytes in "500M", "8G" or "1000000". Raises UsageError.
+
+    >>> size("2k"), size("1.5G")
+    (2048, 1610612736)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)(?:i?b)?", text.strip().lower())
+    count = int(float(match[1]) * 1024 ** " kmgt".index(match[2] or " ")) if match else 0
+    if count < 1:
+        raise UsageError(f"{text!r} is not a size: write for example 500M or 8G")
+    return count
 
 
 def add_launcher_options(parser: Parser) -> None:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import platform
+import sys
 from typing import Iterator, List, Optional
 
 from .. import addresses, defaults, rendezvous
@@ -57,6 +58,7 @@ def _parser() -> common.Parser:
         action="store_true",
         help="publish nothing: whoever is to find this master is told its address and key",
     )
+    common.add_blob_options(parser, what_dir_does="keep large values in DIR")
     common.add_launcher_options(parser)
     return parser
 
@@ -71,7 +73,15 @@ def _serve(args: argparse.Namespace) -> int:
     if args.interface is not None:
         bind = addresses.address_of(args.interface, addresses.interfaces())
     try:
-        master = Master(bind, args.port, key, name=name, leash_fd=leash_fd)
+        master = Master(
+            bind,
+            args.port,
+            key,
+            name=name,
+            leash_fd=leash_fd,
+            blob_dir=args.blob_dir,
+            blob_limit=args.blob_limit,
+        )
     except OSError as error:
         place = rendezvous.format_address(bind or "*", args.port)
         raise common.Failed(f"cannot listen on {place}: {error.strerror or error}") from None
@@ -83,6 +93,8 @@ def _serve(args: argparse.Namespace) -> int:
             cleanup.enter_context(_published(cluster))
         shown = platform.node() if host in rendezvous.EVERY_INTERFACE else host
         place = rendezvous.format_address(shown, port)
+        if leash_fd is None:
+            print(f"cwmp-master: {master.depot}", file=sys.stderr, flush=True)
         common.announce(args, f"cwmp-master: listening on {place} (cluster {name}, pid {os.getpid()})")
         master.serve()
     return 0

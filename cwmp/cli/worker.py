@@ -67,6 +67,11 @@ def _parser() -> common.Parser:
         default=defaults.GRACE_S,
         help=f"seconds that running jobs get to finish when told to stop (default: {defaults.GRACE_S:g})",
     )
+    common.add_blob_options(
+        parser,
+        what_dir_does="keep this node's copies of large values in DIR, also on the master's machine, where "
+        "none are needed",
+    )
     common.add_launcher_options(parser)
     return parser
 
@@ -77,6 +82,7 @@ def _procs(text: str) -> str:
 
 def _work(args: argparse.Namespace) -> int:
     from ..agent import Agent
+    from ..larder import Place
 
     leash_fd = common.leash_fd(args)
     address = stdin_line().decode(errors="replace") if args.master == "-" else args.master
@@ -96,6 +102,7 @@ def _work(args: argparse.Namespace) -> int:
         wait_s=args.wait,
         say=say,
         leash_fd=leash_fd,
+        place=Place(args.blob_dir, args.blob_limit),
     )
     common.on_stop_signals(agent.drain)
     agent.run()

@@ -33,6 +33,7 @@ SAMPLES: List[BaseException] = [
     errors.JobError("ended"),
     errors.RemoteError("mod.Kind", "the message", "In node n:\nTraceback ..."),
     errors.WorkerLost(ATTEMPTS),
+    errors.BlobLost("it is gone"),
     errors.MasterLost("gone"),
     errors.RemoteTraceback("In node n:\nTraceback ..."),
 ]

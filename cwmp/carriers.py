@@ -1,0 +1,141 @@
+"""How a client's large values get to the master's shelf, and results from there.
+
+On the master's machine the shelf is used as it is. From elsewhere the bytes travel over connections of
+their own, and only those that the master does not have.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any, Callable, Dict, List, Optional, Protocol, Sequence, Tuple
+
+from . import packing, shelf
+from .errors import BlobLost, ConnectError, MasterLost, PayloadError
+from .messages import Ref
+from .transfers import Damaged, Transfer
+
+_MAPPED_BYTES = 4 << 20  # parts of results at least so large are mapped, others copied: a map costs a file
+
+Arrival = Tuple[str, str, int]
+"""(name it was written under, name, size)"""
+
+Brought = Tuple[str, Optional[memoryview], Optional[str]]
+"""The name of bytes, their map if there is one, and as which file they have yet to be offered, if so."""
+
+
+class Carrier(Protocol):
+    """The way of one client."""
+
+    def bring(self, staged: str, pieces: Sequence[packing.Buffer]) -> Brought:
+        """Bring these bytes to the shelf, as the file `staged` if they are not there."""
+
+    def fetch(self, ref: Ref, lasting: bool) -> memoryview:
+        """The bytes of a blob, as `packing.Fetch`; they may be written to. Raises BlobLost."""
+
+    def close(self) -> None:
+        """Hang up."""
+
+
+def carrier_to(store: Dict[str, Any], transfer: Transfer, offer: Callable[..., None]) -> Carrier:
+    """The best way to the shelf that the master tells of."""
+    directory = shelf.reachable(store)
+    return LocalCarrier(directory) if directory is not None else RemoteCarrier(transfer, offer)
+
+
+class LocalCarrier:
+    """Uses the shelf as it is."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+
+    def bring(self, staged: str, pieces: Sequence[packing.Buffer]) -> Brought:
+        """Write them. The digest is that of the file: somebody may change the pieces meanwhile."""
+        try:
+            size = shelf.write(self._directory, staged, pieces)
+        except OSError as error:
+            if not os.path.isdir(self._directory):
+                raise MasterLost(f"{self._directory} has been removed: the master is gone") from error
+            where = f"{self._directory}: {error.strerror}"
+            raise PayloadError(f"a large value cannot be written to {where}") from error
+        mapped = shelf.view(self._directory, (staged, size))
+        return shelf.digest_of(mapped), mapped, staged
+
+    def fetch(self, ref: Ref, lasting: bool) -> memoryview:
+        """Map or copy them; what is changed there is changed for nobody else."""
+        if lasting and ref[1] < _MAPPED_BYTES:
+            return shelf.read(self._directory, ref)
+        return shelf.view(self._directory, ref, private=True)
+
+    def close(self) -> None:
+        """Nothing was opened."""
+
+
+class RemoteCarrier:
+    """Sends and receives."""
+
+    def __init__(self, transfer: Transfer, offer: Callable[..., None]) -> None:
+        self._outward = transfer
+        self._inward = transfer.another()
+        self._offer = offer
+        self._sending = threading.Lock()  # one upload at a time
+        self._receiving = threading.Lock()
+
+    def bring(self, staged: str, pieces: Sequence[packing.Buffer]) -> Brought:
+        """Send them, unless the master has them; once more if they arrive damaged."""
+        name = shelf.digest_of_all(pieces)
+        if self._is_there(name, sum(memoryview(piece).nbytes for piece in pieces)):
+            return name, None, None
+        with self._sending:
+            try:
+                return self._outward.put(staged, pieces), None, staged
+            except (Damaged, ConnectError):
+                again = f"{staged}.2"  # the master may not have noticed yet that the first one broke off
+            try:
+                return self._outward.put(again, pieces), None, again
+            except Damaged as error:
+                raise PayloadError(f"a large value could not be sent, twice: {error}") from error
+            except ConnectError as error:
+                raise MasterLost(f"a large value could not be sent, twice: {error}") from error
+
+    def _is_there(self, name: str, size: int) -> bool:
+        """Whether the master has these bytes; from now on it holds them for us."""
+        answers: List[Any] = []
+        answered = threading.Event()
+
+        def on_reply(missing: Any) -> None:
+            answers.append(missing)
+            answered.set()
+
+        self._offer([("", name, size)], [], [], on_reply=on_reply)
+        answered.wait()
+        return bool(answers[0] == [])
+
+    def fetch(self, ref: Ref, lasting: bool) -> memoryview:
+        """Receive them; once more if they arrive damaged."""
+        with self._receiving:
+            try:
+                return self._receive(ref)
+            except (Damaged, ConnectError):
+                pass
+            try:
+                return self._receive(ref)
+            except (Damaged, ConnectError) as error:
+                raise BlobLost(f"a large part of the result could not be fetched, twice: {error}") from error
+
+    def _receive(self, ref: Ref) -> memoryview:
+        data = memoryview(bytearray(ref[1]))
+        at = 0
+
+        def take(piece: memoryview) -> None:
+            nonlocal at
+            data[at : at + len(piece)] = piece
+            at += len(piece)
+
+        self._inward.get(ref, take)
+        return data
+
+    def close(self) -> None:
+        """Hang up."""
+        self._outward.close()
+        self._inward.close()

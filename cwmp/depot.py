@@ -1,0 +1,175 @@
+"""The master's large values: the rules of `blobs` applied to the files of a shelf.
+
+The master's loop never reads or writes the bytes themselves. Clients and workers on its machine use
+the shelf directly; for others a thread moves them, see `transfers`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+
+from . import defaults, shelf, transfers
+from .blobs import Pins, Store
+from .errors import UsageError
+from .messages import GRANTED, Ref
+from .server import RECEIPT, STANDING, Peer
+
+log = logging.getLogger("cwmp.master")
+
+Notify = Callable[[int, Tuple[int, int, Any]], None]
+"""Gives a client an event."""
+
+
+class Depot:
+    """What is registered as `BlobStore`, and what the broker and the master ask for blobs.
+
+    `directory` is where to make the shelf, `limit` how many bytes it may hold; both have defaults from
+    what the machine has.
+    """
+
+    exposed = ("offer", "transfer")
+
+    def __init__(self, directory: Optional[str], limit: Optional[int], notify: Notify) -> None:
+        for path in shelf.sweep():
+            log.info("removed %s, which a master or worker that was killed had left", path)
+        self.shelf = shelf.Shelf(directory)
+        self.store = Store(limit if limit is not None else shelf.default_limit(self.shelf.path))
+        self._notify = notify
+        self._arrived: Set[str] = set()  # names of results, which are not named by their bytes
+        self._next_look = time.monotonic() + defaults.LEFTOVER_S
+        self._transfers = transfers.Server(self.shelf.path)
+
+    def __str__(self) -> str:
+        return f"keeping up to {self.store.limit / 2**30:.1f} GiB of large values in {self.shelf.path}"
+
+    # --- calls of peers ----------------------------------------------------------------------
+
+    def offer(
+        self,
+        peer: Peer,
+        client: int,
+        arrivals: List[Tuple[str, str, int]],
+        released: List[str],
+        forgotten: List[str],
+        prompt: bool = False,
+    ) -> Any:
+        """A client has brought blobs, and needs others no more; returns those that it has yet to bring.
+
+        An arrival is (name it was written under, name, size); the first is "" where it only asks.
+        """
+        if peer.member != ("client", client):
+            raise UsageError(f"this connection is not one of client {client!r}")
+        missing = []
+        for staged, name, size in arrivals:
+            shelf.check_name(name)
+            if staged:
+                here = self._take_in(client, staged, name, size)
+            else:
+                here = self.store.hold(client, name, size)
+            if not here:
+                missing.append(name)
+        self.store.release(client, released)
+        self.store.release(client, forgotten, forget=True)
+        return missing if prompt else RECEIPT
+
+    def _take_in(self, client: int, staged: str, name: str, size: int) -> bool:
+        """Give the file that a client has brought its name."""
+        if not shelf.check_name(staged).startswith(f"c{client}."):
+            raise UsageError(f"client {client} cannot bring {staged!r}")
+        self.purge()  # or a file that comes again would be removed for its predecessor
+        if shelf.size_of(self.shelf.path, staged) != size:
+            log.warning("client %s announced a large value that is not there", client)
+            return False
+        if self.store.arrive(client, name, size):
+            os.rename(os.path.join(self.shelf.path, staged), os.path.join(self.shelf.path, name))
+        else:
+            shelf.remove(self.shelf.path, [staged])
+        return True
+
+    def transfer(self, peer: Peer) -> Any:
+        """From now on this connection carries bytes: a thread of its own serves it."""
+        if peer.member is None:
+            raise UsageError("only members can transfer large values")
+        role, ident = peer.member
+        peer.member = None  # its end is not that of the member
+        self._transfers.serve(peer.detach(), f"{role[0]}{ident}.")
+        return STANDING
+
+    # --- for the broker ----------------------------------------------------------------------
+
+    def pin(self, refs: Any) -> Optional[Pins]:
+        """Keep these for as long as what is returned exists; None if one is not here."""
+        return self.store.pin(_checked(refs))
+
+    def bring_result(self, worker: int, refs: Any) -> Optional[List[Pins]]:
+        """Take in the large parts of a result; None if one is not here."""
+        pins = []
+        for name, size in _checked(refs):
+            if not name.startswith(f"w{worker}.") or shelf.size_of(self.shelf.path, name) != size:
+                log.warning("worker %s reported a large value that is not there", worker)
+                return None
+            pins.append(self.store.bring_result((name, size)))
+            self._arrived.add(name)
+        return pins
+
+    # --- now and then ------------------------------------------------------------------------
+
+    def purge(self) -> None:
+        """Remove what is not needed any more, and tell clients of the room."""
+        doomed, self.store.doomed = self.store.doomed, []
+        if doomed:
+            shelf.remove(self.shelf.path, doomed)
+            self._arrived.difference_update(doomed)
+        for client, size in self.store.granted():
+            self._notify(client, (0, GRANTED, [size]))
+
+    def forgotten(self) -> List[str]:
+        """The blobs that nobody should keep a copy of any longer."""
+        names, self.store.forgotten = self.store.forgotten, []
+        return names
+
+    def leave(self, role: str, ident: int) -> None:
+        """A member is gone: so is what it had begun to bring."""
+        if role == "client":
+            self.store.leave(ident)
+        begun = shelf.begun_by(self.shelf.path, f"{role[0]}{ident}.")
+        shelf.remove(self.shelf.path, [name for name in begun if name not in self._arrived])
+
+    def look_for_leftovers(self, now: float) -> None:
+        """Remove files that were begun long ago and never announced: who wrote them has failed."""
+        if now < self._next_look:
+            return
+        self._next_look = now + defaults.LEFTOVER_S
+        for name in shelf.begun_by(self.shelf.path, ""):
+            if name not in self.store and name[0] in "cw" and not shelf.is_digest(name):
+                path = os.path.join(self.shelf.path, name)
+                if shelf.age_s(path) > defaults.LEFTOVER_S:
+                    shelf.remove(self.shelf.path, [name])
+
+    def facts(self) -> Dict[str, Any]:
+        """What members are told when they join."""
+        return {**self.shelf.facts(), "limit": self.store.limit}
+
+    def status(self) -> Dict[str, Any]:
+        """The state as plain values."""
+        store = self.store
+        return {"count": len(store), "bytes": store.used, "limit": store.limit, "directory": self.shelf.path}
+
+    def close(self) -> None:
+        """Remove everything."""
+        self._transfers.close()
+        self.shelf.close()
+
+
+def _checked(refs: Any) -> Tuple[Ref, ...]:
+    """The refs, if they are what the protocol says. Raises UsageError."""
+    if type(refs) is not tuple:
+        raise UsageError("large values are named by a tuple of (name, size)")
+    for ref in refs:
+        if type(ref) is not tuple or len(ref) != 2 or type(ref[0]) is not str or type(ref[1]) is not int:
+            raise UsageError("a large value is named by (name, size)")
+        shelf.check_name(ref[0])
+    return refs

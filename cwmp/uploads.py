@@ -1,0 +1,297 @@
+"""A client's large values: brought to the master once, announced, held while they may be used again.
+
+What a client has brought it *holds* for some seconds, so that the same bytes cost nothing when they
+are submitted again; it recognises them by a sample and then by comparing them with what it brought.
+`submit` waits while more than `WINDOW_BYTES` have found no room at the master yet.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
+
+from . import defaults, packing, shelf
+from .carriers import carrier_to
+from .errors import PayloadError, UsageError
+from .messages import Packed, Ref
+from .shared import Shared
+from .transfers import Transfer
+
+log = logging.getLogger("cwmp")
+
+_SAMPLES = 8
+_SAMPLE_BYTES = 64
+
+Offer = Callable[..., None]
+"""`Session._offer`: tells the master what has arrived, what this client holds and shares no longer."""
+
+
+class _Held:
+    """A blob that this client holds."""
+
+    __slots__ = ("busy", "forget", "mapped", "sample", "shares", "size", "used")
+
+    def __init__(self, size: int, sample: Any, mapped: Optional[memoryview]) -> None:
+        self.size = size
+        self.sample = sample
+        self.mapped = mapped
+        self.busy = 0  # submits under way that refer to it
+        self.shares = 0  # handles
+        self.forget = False  # the last handle was dropped: the master need not keep it either
+        self.used = time.monotonic()
+
+    @property
+    def free(self) -> bool:
+        """Whether nothing here refers to it."""
+        return not (self.busy or self.shares)
+
+
+class Uploads:
+    """The large values of one session. `store` is what the master has told of its shelf."""
+
+    def __init__(self, store: Dict[str, Any], transfer: Transfer, offer: Offer) -> None:
+        self._path = str(store["path"])
+        self._prefix = f"c{transfer.member}."
+        self._limit = int(store["limit"])
+        self._window = min(defaults.WINDOW_BYTES, self._limit // 4)
+        self._carrier = carrier_to(store, transfer, offer)
+        self.fetch = self._carrier.fetch
+        self._offer = offer
+        self._room = threading.Condition(threading.RLock())  # guards what follows; notified of grants
+        self._held: OrderedDict[str, _Held] = OrderedDict()  # least recently used first
+        self._by_sample: Dict[Any, str] = {}
+        self._ungranted = 0  # bytes that have found no room yet
+        self._count = 0  # names given
+        self._ended = False
+        self._warned = False
+        self._dropped: List[Tuple[Ref, ...]] = []  # handles, by finalizers, which may take no lock
+        self._waitless: Set[int] = set()  # threads that must not wait
+
+    # --- values ------------------------------------------------------------------------------
+
+    def new_lot(self) -> _UploadLot:
+        """For the large pieces of one value."""
+        return _UploadLot(self)
+
+    def sent(self, *values: Packed) -> None:
+        """The jobs that these are part of have been sent, or will not be."""
+        for value in values:
+            if isinstance(value, tuple):
+                self.let_go(value[1])
+
+    def let_go(self, refs: Sequence[Ref]) -> None:
+        """One submit that referred to these is over."""
+        with self._room:
+            for name, _ in refs:
+                if name in self._held:
+                    self._held[name].busy -= 1
+            self._tidy(time.monotonic())
+
+    def share(self, value: Any) -> Shared:
+        """Bring a value that many jobs will use. Raises what its pickling raises."""
+        lot = _UploadLot(self, sharing=True)
+        try:
+            layout, refs = packing.take_apart_whole(value, lot)
+        except BaseException:
+            lot.abandon()
+            raise
+        with self._room:
+            for name, _ in refs:
+                self._held[name].shares += 1
+        self.let_go(refs)
+        return Shared(layout, refs, self._drop)
+
+    def _drop(self, refs: Tuple[Ref, ...]) -> None:
+        """A handle is gone. Its finalizer may run anywhere, so the rest is done by a thread of its own."""
+        self._dropped.append(refs)
+        if not self._ended:
+            try:
+                threading.Thread(target=self.tidy, name="cwmp-free", daemon=True).start()
+            except RuntimeError:
+                pass  # the interpreter ends
+
+    # --- bytes -------------------------------------------------------------------------------
+
+    def keep(self, pieces: Sequence[packing.Buffer], sharing: bool) -> Ref:
+        """Have the master keep these bytes as one blob, at least until `let_go`."""
+        size = sum(memoryview(piece).nbytes for piece in pieces)
+        sample = _sample(pieces[0]) if len(pieces) == 1 else None
+        with self._room:
+            if self._ended:
+                return "gone", size  # who submits is told why
+            known = self._by_sample.get(sample) if sample is not None else None
+            if known is not None and _equal(self._held[known].mapped, pieces[0]):
+                self._use(known)
+                return known, size
+            self._await_room(size)
+            self._count += 1
+            staged = f"{self._prefix}{self._count}"
+        if size > defaults.LARGE_WARNING_BYTES and not sharing and not self._warned:
+            self._warned = True
+            log.warning(
+                "a job carries a single value of %d MiB: where many jobs use the same one, `share` it and "
+                "pass the handle",
+                size >> 20,
+            )
+        name, mapped, new = self._carrier.bring(staged, pieces)
+        with self._room:
+            if self._is_over():
+                return name, size  # who submits is told why
+            if name not in self._held:
+                self._held[name] = _Held(size, sample, mapped)
+                if sample is not None and mapped is not None:
+                    self._by_sample[sample] = name
+            self._use(name)
+            if new is not None:
+                self._ungranted += size
+                self._offer([(new, name, size)], [], [])
+        return name, size
+
+    def _is_over(self) -> bool:
+        return self._ended
+
+    def refer(self, handle: Any) -> Sequence[Ref]:
+        """A value on its way contains this handle. Raises UsageError for one of another cluster."""
+        refs: Sequence[Ref] = handle.refs
+        with self._room:
+            if self._ended:
+                return refs
+            if not all(name in self._held and self._held[name].shares for name, _ in refs):
+                raise UsageError("this value was shared by another executor or client: share it here, too")
+            for name, _ in refs:
+                self._use(name)
+        return refs
+
+    def _use(self, name: str) -> None:
+        held = self._held[name]
+        held.busy += 1
+        held.used = time.monotonic()
+        self._held.move_to_end(name)
+
+    def _await_room(self, size: int) -> None:
+        """Wait until the master has room for what was brought before. Raises PayloadError."""
+        if size > self._limit:
+            raise PayloadError(
+                f"a value of {size >> 20} MiB exceeds what this cluster keeps of large values, "
+                f"{self._limit >> 20} MiB: start its master with a larger --blob-limit"
+            )
+        if self._has_room(size) or threading.get_ident() in self._waitless:
+            return
+        self._tidy(float("inf"))
+        self._room.wait_for(lambda: self._has_room(size))
+
+    def _has_room(self, size: int) -> bool:
+        return self._ended or not self._ungranted or self._ungranted + size <= self._window
+
+    # --- events ------------------------------------------------------------------------------
+
+    def never_wait(self) -> None:
+        """The calling thread is the one that hears of new room."""
+        self._waitless.add(threading.get_ident())
+
+    def granted(self, size: int) -> None:
+        """The master has found room for so many bytes."""
+        with self._room:
+            self._ungranted -= size
+            self._room.notify_all()
+
+    def end(self) -> None:
+        """The session is over: nobody needs to wait."""
+        with self._room:
+            self._ended = True
+            self._held.clear()
+            self._by_sample.clear()
+            self._room.notify_all()
+        self._carrier.close()
+        shelf.sweep_one(self._path)  # if the master was killed, nobody else may be there to do it
+
+    def abandon(self) -> None:
+        """This process is a copy of the one that has the session."""
+        self._ended = True
+        self._room = threading.Condition(threading.RLock())  # whoever held it does not exist here
+
+    def tidy(self) -> None:
+        """Hold no longer what was not used for a while; to be called now and then."""
+        if self._held:
+            with self._room:
+                self._tidy(time.monotonic())
+
+    def _tidy(self, now: float) -> None:
+        """Let go of what is old or too much, and of what is shared no more; all of it at the end of time."""
+        while self._dropped:
+            self._unshare(self._dropped.pop())
+        free = [(name, held) for name, held in self._held.items() if held.free]
+        size = sum(held.size for _, held in free)
+        gone = []
+        for left, (name, held) in zip(range(len(free), 0, -1), free):
+            too_much = left > defaults.HOLD_COUNT or (left > 1 and size > self._limit // 8)
+            if held.forget or too_much or now - held.used > defaults.HOLD_S:
+                gone.append((name, held))
+                size -= held.size
+        for name, held in gone:
+            del self._held[name]
+            if self._by_sample.get(held.sample) == name:
+                del self._by_sample[held.sample]
+        if gone and not self._ended:
+            released = [name for name, held in gone if not held.forget]
+            self._offer([], released, [name for name, held in gone if held.forget])
+
+    def _unshare(self, refs: Sequence[Ref]) -> None:
+        """One handle of these is gone."""
+        for name, _ in refs:
+            held = self._held.get(name)
+            if held is not None:
+                held.shares -= 1
+                held.forget = not held.shares
+
+
+class _UploadLot:
+    """The blobs of one value on its way to the master."""
+
+    def __init__(self, uploads: Uploads, sharing: bool = False) -> None:
+        self._uploads = uploads
+        self._sharing = sharing
+        self._refs: List[Ref] = []
+
+    def keep(self, pieces: Sequence[packing.Buffer]) -> Ref:
+        """Store these bytes as one blob."""
+        ref = self._uploads.keep(pieces, self._sharing)
+        self._note(ref)
+        return ref
+
+    def refer(self, handle: Any) -> Sequence[Ref]:
+        """The value contains this handle."""
+        refs = self._uploads.refer(handle)
+        for ref in refs:
+            self._note(ref)
+        return refs
+
+    def _note(self, ref: Ref) -> None:
+        """The value needs it; once is enough."""
+        if ref in self._refs:
+            self._uploads.let_go([ref])
+        else:
+            self._refs.append(ref)
+
+    def abandon(self) -> None:
+        """The value could not be pickled after all."""
+        self._uploads.let_go(self._refs)
+
+
+def _sample(piece: packing.Buffer) -> Any:
+    """A few bytes from all over a piece, and its length: equal pieces have equal samples."""
+    view = memoryview(piece).cast("B")
+    step = len(view) // _SAMPLES
+    return len(view), b"".join([view[at * step : at * step + _SAMPLE_BYTES] for at in range(_SAMPLES)])
+
+
+def _equal(mapped: Optional[memoryview], piece: packing.Buffer) -> bool:
+    """Whether these are the bytes that were brought before."""
+    if mapped is None:
+        return False
+    from .memory import equal  # not needed by most programs
+
+    return equal(mapped, piece)
