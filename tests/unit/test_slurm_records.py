@@ -95,3 +95,15 @@ def test_a_record_stays_small_however_long_its_workers_are_replaced(
     assert long.dismissed == ["17_0"]
     assert (cwmp_home / "slurm" / "night.json").stat().st_size < 10_000
     assert records.load("night") == long
+
+
+def test_many_workers_are_several_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripts = []
+    monkeypatch.setattr(
+        submission.commands, "submit", lambda script, options=(): scripts.append(script) or str(len(scripts))
+    )
+    empty = Pool(Options(name="x"), "login1", 0.0, wanted=0)
+    groups = submission.submit_workers(empty, 2500)
+    assert [(group.job, group.count) for group in groups] == [("1", 1000), ("2", 1000), ("3", 500)]
+    assert [script.count("#SBATCH --array=0-999\n") for script in scripts] == [1, 1, 0]
+    assert records.load("x") == empty
