@@ -200,9 +200,10 @@ def _keep(args: argparse.Namespace, _program: List[str]) -> int:
 
     from ..slurm.holding import Holding, bounds_of
 
+    holding = Holding(_name(args), bounds_of(args.min, args.max), _say)
     stop = threading.Event()
     common.on_stop_signals(stop.set)
-    Holding(_name(args), bounds_of(args.min, args.max), _say).run(stop)
+    holding.run(stop)
     return 0
 
 
