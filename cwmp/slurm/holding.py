@@ -166,12 +166,13 @@ def sight_of(look: Look) -> Sight:
     pool = look.pool
     ours = {job for group in pool.groups for job in group.ids()}
     master = _master_job(look)
+    runs = master is not None and master.state == "RUNNING"
     counts = None if look.status is None else look.status["jobs"]
     return Sight(
         members=tuple(_member(look, job) for job in look.jobs or () if job.id in ours),
         jobs=None if counts is None else counts["queued"] + counts["running"],
         slots=pool.options.slots,
-        master_waits=counts is None and master is not None and master.waits,
+        master_waits=counts is None and pool.master_job is not None and not runs,
     )
 
 
