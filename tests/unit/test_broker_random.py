@@ -47,6 +47,7 @@ class World:
         self.broker = Broker()
         self.clients: List[ClientModel] = []
         self.workers: Dict[int, Dict[int, Lease]] = {}  # what each one believes it holds
+        self.unfit: Dict[int, Set[bytes]] = {}  # by worker: functions that it has no time for
         self.former: List[int] = []  # workers that left, were lost or were silent
         self.old_tickets: List[int] = []
         self.tickets: Set[int] = set()
@@ -117,6 +118,19 @@ class World:
             worker = self.some_worker()
             self.broker.give_back(worker, [lease[0] for lease in self.some_held(worker)])
 
+    def decline(self) -> None:
+        if self.workers:
+            worker = self.some_worker()
+            declined = self.some_held(worker)
+            self.broker.decline(worker, [lease[0] for lease in declined] + self.old_tickets[-2:])
+            self.unfit.setdefault(worker, set()).update(lease[2] for lease in declined)
+
+    def get_more_time(self) -> None:
+        if self.workers:
+            worker = self.some_worker()
+            self.broker.heard(worker, self.now, {"ends_in_s": None})
+            self.unfit.pop(worker, None)
+
     def part(self) -> None:
         if self.workers:
             worker = self.some_worker()
@@ -160,7 +174,8 @@ class World:
 
     STEPS = (
         submit, submit, submit, cancel, take, take, take, take, finish, finish, finish, start, die, give_back,
-        part, crank, late_report, leave_client, collect, collect, add_client, add_worker, add_worker,
+        decline, get_more_time, part, crank, late_report, leave_client, collect, collect, add_client,
+        add_worker, add_worker,
     )  # fmt: skip
 
     # --- the model ---------------------------------------------------------------------------
@@ -196,6 +211,7 @@ class World:
             assert ticket not in self.tickets, "a ticket was used twice"
             assert attempt == self.attempts.get(call, 0) + 1, "attempts are numbered"
             assert function == b"f%d" % (number % 2), "another job's function"
+            assert function not in self.unfit.get(worker, ()), "it has no time for that"
             for model in self.clients:
                 if model.ident == client:
                     assert number in self.open_numbers(model), "handed out after its end"
