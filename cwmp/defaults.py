@@ -167,8 +167,9 @@ LARGE_WARNING_BYTES = 64 << 20
 MAX_FRAME_BYTES = 4 << 30
 """A longer frame is taken for a confused peer, not for a message."""
 
-MAX_HALF_OPEN = 64
-"""Connections that may be proving their key at once, a short-lived thread each."""
+MAX_HALF_OPEN = 128
+"""Connections that may be proving their key at once, a short-lived thread each; the oldest makes room. Fewer:
+in a crowd of silent ones it takes longer to get in. More: they hold more threads."""
 
 BACKLOG = 4096
 """Connections that the kernel holds for the master (it lowers this to its own limit)."""

@@ -14,6 +14,7 @@ is answered with None at leisure; or `STANDING` after keeping the peer, and then
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import socket
 import threading
@@ -36,7 +37,7 @@ STANDING = object()
 RECEIPT = object()
 """What a method returns when the peer only wants to know, some time, that it was heard."""
 
-_CROWDED_S = 1.0  # a handshake may be this old before a newcomer can push it out
+_CROWDED_S = 0.5  # a handshake may be this old before a newcomer can push it out
 
 _RECEIPT_BYTES = dump_message((RETURN, None))
 
@@ -147,6 +148,7 @@ class Server:
         self._answering: Set[Peer] = set()  # peers that wait for an answer at the end of this round
         self._owing: Set[Peer] = set()  # peers that get their receipts some time
         self._closed = False
+        self._room_comes: Optional[threading.Timer] = None  # ends a pause in which all seats were taken
         main = _listen(address)
         self.address: Tuple[str, int] = main.getsockname()[:2]
         beside = shortcut.listen(self.address[0], self.address[1], defaults.BACKLOG)
@@ -208,6 +210,8 @@ class Server:
         """Close every connection and stop listening."""
         self._closed = True
         self._pause()
+        if self._room_comes is not None:
+            self._room_comes.cancel()
         for sock in self._sockets:
             sock.close()
         for _, wire, thread in self._half_open:
@@ -238,8 +242,10 @@ class Server:
         """Take one connection in, and start its handshake."""
         now = time.monotonic()
         if len(self._half_open) >= defaults.MAX_HALF_OPEN:
-            if now - self._half_open[0][0] < _CROWDED_S:
-                self._pause()  # the kernel holds the others until `tend`
+            young_s = self._half_open[0][0] + _CROWDED_S - now
+            if young_s > 0:
+                self._pause()  # the kernel holds the others
+                self._go_on_in(young_s)
                 return
             self._half_open.popleft()[1].hang_up()
         try:
@@ -249,6 +255,9 @@ class Server:
         except OSError as error:
             log.error("cannot accept connections: %s; trying again in %g s", error, defaults.SWEEP_S)
             self._pause()
+            return
+        if sock.family == socket.AF_UNIX and shortcut.peer(sock)[1] != os.geteuid():
+            sock.close()  # our own clients take this way as the same user only
             return
         sock.setblocking(True)
         wire = Wire(sock)
@@ -260,6 +269,21 @@ class Server:
         except RuntimeError as error:
             log.error("cannot start a handshake with %s: %s", name, error)
             self._handshake_over(wire, name, proven=False)
+
+    def _go_on_in(self, seconds: float) -> None:
+        """Go on accepting when the oldest handshake may be pushed out: `tend` comes too seldom."""
+        if self._room_comes is None:
+            self._room_comes = threading.Timer(seconds, lambda: self.loop.post(self._go_on))
+            self._room_comes.daemon = True
+            try:
+                self._room_comes.start()
+            except RuntimeError:  # no threads left: then `tend` does it
+                self._room_comes = None
+
+    def _go_on(self) -> None:
+        self._room_comes = None
+        if not self._listening and not self._closed:
+            self._listen_on()
 
     def _pause(self) -> None:
         self._listening = False

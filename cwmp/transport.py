@@ -18,14 +18,14 @@ from multiprocessing.connection import answer_challenge, deliver_challenge
 from typing import Any, Deque, Dict, List, Optional, Tuple, Union
 
 from . import defaults, errors, shortcut
-from .frames import FrameReader, header
+from .frames import FrameError, FrameReader, header
 from .messages import JOB_QUEUE
 
 RETURN = "#RETURN"
 FAILURE = "#TRACEBACK"  # value: "ErrorClass: message"
 
 _ONE_WRITE_BYTES = 64 << 10  # up to here copying the body behind its header is cheaper than a second call
-_HANDSHAKE_FRAME_BYTES = 256
+_HANDSHAKE_BYTES = 256  # the challenge takes 120 of each side; nobody is heard longer without the key
 
 
 # --- plain values ---------------------------------------------------------------------------
@@ -85,7 +85,8 @@ class Wire:
     def __init__(self, sock: socket.socket) -> None:
         set_options(sock)
         self.sock = sock
-        self._reader = FrameReader(_HANDSHAKE_FRAME_BYTES)
+        self._reader = FrameReader(_HANDSHAKE_BYTES)
+        self._appetite = _HANDSHAKE_BYTES  # bytes to read at most, until the key is proven
         self._frames: Deque[bytes] = deque()
         self.last_size = 0
         """Bytes of the last reply."""
@@ -126,10 +127,14 @@ class Wire:
         """The next frame. Raises EOFError, FrameError, OSError, or TimeoutError as set."""
         frames = self._frames
         while not frames:
-            data = self.sock.recv(defaults.READ_BYTES)
+            data = self.sock.recv(self._appetite)
             if not data:
                 raise EOFError("the other side closed the connection")
             frames.extend(self._reader.feed(data))
+            if self._appetite < defaults.READ_BYTES:  # it may be anybody
+                self._appetite -= len(data)
+                if not frames and not self._appetite:
+                    raise FrameError(f"{_HANDSHAKE_BYTES} bytes came, and no proof of the key")
         return frames.popleft()
 
     # What cwmp asks of it:
@@ -147,6 +152,7 @@ class Wire:
     def expect_long_frames(self) -> None:
         """The other side is known to be one of us."""
         self._reader.limit(defaults.MAX_FRAME_BYTES)
+        self._appetite = defaults.READ_BYTES
 
     def request(self, obj: Any, method: str, *args: Any) -> None:
         """Send a request without waiting for its reply."""

@@ -16,13 +16,13 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
 
-from cwmp import defaults, errors, server
+from cwmp import defaults, errors, server, shortcut
 from cwmp.frames import header
 from cwmp.loop import Loop
 from cwmp.master import Master
 from cwmp.messages import JOB_QUEUE, RESULT, RESULT_QUEUE, this_side
 from cwmp.server import RECEIPT, STANDING, Peer, Server
-from cwmp.transport import FAILURE, RETURN, Wire, connect, dump_message, introduce, load_message
+from cwmp.transport import FAILURE, RETURN, Wire, connect, dump_message, greet, introduce, load_message
 from tests.waiting import wait_until
 
 pytestmark = [
@@ -354,6 +354,43 @@ def test_silent_connections_hold_few_threads_and_keep_nobody_out(
     finally:
         for sock in silent:
             sock.close()
+
+
+def test_newcomers_wait_no_longer_than_a_handshake_may_last(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where `tend` comes seldom: the crowd is pushed out by the newcomers themselves."""
+    monkeypatch.setattr(defaults, "MAX_HALF_OPEN", 2)
+    monkeypatch.setattr(server, "_CROWDED_S", 0.1)
+    monkeypatch.setattr(running.server, "tend", lambda now: None)
+    silent = [running.raw() for _ in range(10)]
+    try:
+        greet(running.raw(), "the server", KEY, 10.0).close()
+    finally:
+        for sock in silent:
+            sock.close()
+
+
+def test_little_is_read_of_who_has_not_proven_the_key() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs, ours:
+        theirs.settimeout(10)
+        theirs.sendall(header(256) + bytes(1000))
+        with pytest.raises(ValueError, match="256 bytes came"):
+            Wire(ours).prove_key(KEY, as_master=True)
+        ours.settimeout(0.2)
+        assert len(ours.recv(2000)) == 4 + 1000 - 256  # left where it was
+
+
+@pytest.mark.skipif(not hasattr(socket, "SO_PEERCRED"), reason="the shortcut needs Linux")
+def test_another_user_is_not_listened_to_on_the_shortcut(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shortcut, "peer", lambda sock: (1, os.geteuid() + 1))
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10)
+        sock.connect(shortcut._name(running.port))
+        assert sock.recv(100) == b"", "it was challenged for the key"
 
 
 def test_closing_the_server_ends_silent_connections() -> None:
