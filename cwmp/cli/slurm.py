@@ -224,6 +224,11 @@ def _run(args: argparse.Namespace, program: List[str]) -> int:
     if not program:
         raise UsageError("run what? Give a script or a command behind `run`")
     if allocation.inside():
+        unused = [flag for flag, (_, dest, _) in _VALUE_OPTIONS.items() if getattr(args, dest) is not None]
+        unused = [flag for flag in unused if flag != "--name"]
+        if unused:
+            job = os.environ["SLURM_JOB_ID"]
+            _say(f"job {job} that this is typed in has its nodes already: {', '.join(unused)} has no effect")
         return allocation.run(program, args.name, _say)
     return launcher.run(_options(args, name=args.name or f"run-{os.urandom(4).hex()}"), program, _say)
 

@@ -25,12 +25,15 @@ from .finding import master_of, slurm_master_host
 from .holding import Holding, bounds_of
 from .look import look_at
 from .options import Options, choose
-from .view import join
+from .view import join, workers_text
 
 if TYPE_CHECKING:
     from ..client import ClientThread
 
 log = logging.getLogger("cwmp")
+
+EXPLAIN_S = (15.0, 300.0)
+"""A cluster of which no worker has joined says why after the first time, and again after the second each."""
 
 _ADAPT_END_S = 10.0  # how long the thread of `adapt` may take to end: it may be waiting for squeue
 
@@ -66,6 +69,7 @@ class SlurmCluster:
         self._options = _options(n, cpus_per_worker, options)
         self._finalizer: Optional[Callable[[], Any]] = None
         self._adapting: Optional[Tuple[threading.Thread, threading.Event]] = None
+        self._joined = threading.Event()  # ends the thread that says why no worker has
 
     def start(self) -> SlurmCluster:
         """Submit it; returns itself when the master answers. Workers join as SLURM finds room.
@@ -83,10 +87,16 @@ class SlurmCluster:
         except BaseException:
             self.stop()
             raise
+        self._joined = threading.Event()
+        watch = threading.Thread(
+            target=_explain, args=(self.name, self._joined), name="cwmp-slurm-watch", daemon=True
+        )
+        watch.start()
         return self
 
     def stop(self) -> None:
         """End all of it; jobs that still run get a moment. Idempotent. CwmpError says what would not end."""
+        self._joined.set()
         self._stop_adapting()
         finalizer, self._finalizer = self._finalizer, None
         if finalizer is not None:
@@ -192,6 +202,20 @@ def _options(n: Optional[int], cpus_per_worker: Optional[int], given: Dict[str, 
             values[option] = str(values[option])
     values["name"] = values.get("name") or f"program-{os.urandom(4).hex()}"
     return choose(values, {"master": "here"})
+
+
+def _explain(name: str, joined: threading.Event) -> None:
+    """In a thread: as long as no worker has joined, say now and then what SLURM and the logs tell of them."""
+    pause_s, next_s = EXPLAIN_S
+    while not joined.wait(pause_s):
+        try:
+            seen = join(look_at(launcher.pool_of(name)))
+        except CwmpError:
+            return  # it has been stopped
+        if joined.is_set() or any(row["worker"] is not None for row in seen["workers"]):
+            return
+        log.warning("no worker of cluster %s has joined yet: %s", name, workers_text(seen))
+        pause_s = next_s
 
 
 def _hold(holding: Holding, stop: threading.Event) -> None:

@@ -149,7 +149,13 @@ def report(view: Dict[str, Any]) -> str:
     if view["jobs"] is not None:
         lines.append("jobs     " + ", ".join(f"{count} {state}" for state, count in view["jobs"].items()))
         lines.append(f"clients  {view['clients']}")
-    lines.append(f"workers  {_counts(view)}")
+    lines.append(f"workers  {workers_text(view)}")
+    return "\n".join(lines)
+
+
+def workers_text(view: Dict[str, Any]) -> str:
+    """The part of the text that is about workers: how many there are, where, and what ended."""
+    lines = [_counts(view)]
     if view["workers"]:
         lines += _table(view["workers"])
     shown = 0

@@ -57,7 +57,8 @@ def cwmp_processes(lab: Lab) -> List[Process]:
 
 
 def test_from_salloc(lab: Lab, program: str) -> None:
-    done = run(lab, "salloc", "-N3", "-c4", *CWMP_SLURM, "run", program, status=7)
+    done = run(lab, "salloc", "-N3", "-c4", *CWMP_SLURM, "-n", "9", "run", program, status=7)
+    assert "that this is typed in has its nodes already: -n has no effect" in done.stderr
     slots = min(4, len(os.sched_getaffinity(0)))
     assert done.stdout.splitlines() == [
         "jobs n1 n2 n3",

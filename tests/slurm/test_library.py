@@ -256,3 +256,20 @@ def test_an_interrupted_start_leaves_nothing(lab: Lab, user: User, source: Path)
         os.kill(program_of(lab, source).pid, signal.SIGINT)
         wait_until(lambda: len(lab.queue()) == 1, timeout_s=SOON_S, describe=lab.report)
     lab.slurm("scancel", blocker)
+
+
+def test_a_program_that_gets_no_worker_is_told_why(lab: Lab, user: User, source: Path) -> None:
+    text = """
+        from cwmp.slurm import cluster
+        cluster.EXPLAIN_S = (3.0, 300.0)
+        with cwmp.SlurmCluster(1, setup="module load nonesuch"):
+            print("ready", flush=True)
+            time.sleep(600)
+    """
+    with running(user, source, text) as process:
+        assert process.stdout is not None
+        said = [process.stdout.readline() for _ in range(6)]
+        assert "no worker of cluster program-" in said[0] and "1 wanted, 0 joined" in said[0]
+        assert any("module load nonesuch" in line for line in said), said
+        os.kill(program_of(lab, source).pid, signal.SIGKILL)
+        wait_until(lambda: not lab.leftovers(), timeout_s=SOON_S, describe=lab.report)
