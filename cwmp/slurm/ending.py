@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Callable, List, Sequence
 
 from .. import rendezvous
 from ..defaults import GRACE_S
 from ..errors import ConnectError, CwmpError, UsageError
-from . import commands, here, masters
+from . import commands, here, masters, scripts
 from .commands import SlurmJob
 from .records import Pool
 from .waiting import Say, counted
@@ -33,6 +34,7 @@ def end(pool: Pool, say: Say, *, grace_s: float = GRACE_S) -> None:
 
     Workers are asked first, and what they run gets `grace_s`. CwmpError says what stays.
     """
+    pool = _without_strangers(pool, say)
     workers = [group.job for group in pool.groups]
     running = [job for job in present(workers) if not job.waits]
     commands.cancel_waiting(workers)
@@ -49,6 +51,19 @@ def end(pool: Pool, say: Say, *, grace_s: float = GRACE_S) -> None:
     _forget_address(pool)
     here.stop(pool)
     rendezvous.sweep()
+
+
+def _without_strangers(pool: Pool, say: Say) -> Pool:
+    """The pool as it still is: a SLURM that lost its state gives the same ids to other jobs of the user."""
+    ours = scripts.job_name(pool.name)
+    # Some sites put something before or behind the name.
+    strangers = {job.job for job in present(pool.jobs()) if ours not in job.name}
+    if not strangers:
+        return pool
+    say(f"SLURM has another job under the id {', '.join(sorted(strangers))} by now: that is left alone")
+    master = None if pool.master_job in strangers else pool.master_job
+    groups = [group for group in pool.groups if group.job not in strangers]
+    return replace(pool, master_job=master, groups=groups)
 
 
 def _cancel(jobs: Sequence[str], say: Say) -> None:

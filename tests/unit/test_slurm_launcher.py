@@ -41,9 +41,11 @@ class FakeSlurm:
         self.scripts.append(script)
         job = str(100 + len(self.scripts))
         [count] = [line for line in script.splitlines() if "--array" in line] or [""]
+        name = script.partition("--job-name=")[2].partition("\n")[0]
         tasks: List[Optional[int]] = list(range(int(count.rpartition("-")[2]) + 1)) if count else [None]
         for task in tasks:
-            one = SlurmJob(job, task, self.state, self.reason, node="n1" if self.state == "RUNNING" else "")
+            node = "n1" if self.state == "RUNNING" else ""
+            one = SlurmJob(job, task, self.state, self.reason, node=node, name=name)
             self.jobs[one.id] = one
         return job
 
@@ -268,6 +270,15 @@ def test_stop_goes_by_the_recorded_ids(slurm: FakeSlurm) -> None:
     assert slurm.signals == ["103", "102"], "the workers are asked first, then the master"
     assert {job.job for job in slurm.jobs.values()} == {"101"}, "somebody else's"
     assert records.load("x") is None
+
+
+def test_jobs_that_have_only_inherited_an_id_are_left_alone(slurm: FakeSlurm) -> None:
+    launcher.start(replace(OPTIONS, wait_s=0.0), silent)
+    slurm.jobs = {"102": SlurmJob("102", None, "RUNNING", name="precious")}
+    said: List[str] = []
+    launcher.stop("x", said.append)
+    assert said == ["SLURM has another job under the id 102 by now: that is left alone"]
+    assert list(slurm.jobs) == ["102"] and slurm.signals == [] and records.load("x") is None
 
 
 def test_nothing_is_submitted_for_a_cluster_that_is_being_stopped(slurm: FakeSlurm) -> None:
