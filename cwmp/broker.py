@@ -20,7 +20,7 @@ from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 from . import defaults
 from .errors import UsageError
 from .ledger import Ledger, UnknownMember, checked
-from .messages import LOST, RESULT, RUNNING, VANISHED, Event, Job, Lease, Outcome
+from .messages import ERROR, LOST, RESULT, RUNNING, VANISHED, Event, Job, Lease, Outcome
 from .records import (
     LEASED,
     QUEUED,
@@ -262,6 +262,8 @@ class Broker(Ledger):
         touched: Set[int] = set()
         for ticket, kind, data in outcomes:
             pins = None
+            if kind != RESULT and kind != ERROR:  # a client would wait for the end of this job for ever
+                raise UsageError(f"no job ends with an outcome of kind {kind!r}")
             if type(data) is not bytes:
                 pins = self.blobs.bring_result(ident, _refs(data))
                 if pins is None:
@@ -271,10 +273,8 @@ class Broker(Ledger):
             if job is None:
                 self.stale += 1
                 continue
-            if kind == RESULT:
-                self.done += 1
-            else:
-                self.failed += 1
+            self.done += kind == RESULT
+            self.failed += kind != RESULT
             client = job.client
             if not client.gone:
                 del client.open[job.number]
@@ -307,7 +307,7 @@ class Broker(Ledger):
             self.stale += 1
             return touched
         job.deaths = job.deaths or []
-        job.deaths.append({**place(worker, job), **details})
+        job.deaths.append({**place(worker, job), **details, "attempt": job.attempt})
         if len(job.deaths) >= self.max_attempts:
             self._give_up(job, touched)
         else:

@@ -28,7 +28,11 @@ class Line:
 
     def _on_frames(self, frames: List[bytes]) -> None:
         for frame in frames:
-            kind, value = load_message(frame)
+            try:
+                kind, value = load_message(frame)
+            except Exception as error:  # whatever a confused master sends
+                self._on_lost(f"it sent something that is no reply ({type(error).__name__}: {error})")
+                return
             if kind != RETURN:
                 self._on_lost(f"it answered: {value}")
                 return

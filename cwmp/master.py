@@ -101,7 +101,11 @@ class ResultQueue:
         broker, touched = self._master.broker, self._master.touched
         facts = report.get("facts")
         broker.heard(worker, self._master.now(), said_of_itself(facts) if facts else None)
-        touched |= broker.finish(worker, report.get("outcomes", ()))
+        try:
+            touched |= broker.finish(worker, report.get("outcomes", ()))
+        except Exception:
+            touched.update(self._master.collects)  # what came before the nonsense has ended
+            raise
         if len(report) > 1 or "outcomes" not in report:
             touched |= broker.running(worker, report.get("running", ()))
             for ticket, cause in report.get("died", ()):
@@ -213,6 +217,8 @@ class Master:
         role, ident = hello.get("role"), hello.get("member")
         if role not in (CLIENT, WORKER) or type(ident) not in (int, type(None)):
             raise UsageError(f"nobody can join as {role!r} {ident!r}")
+        if peer.member is not None:  # a plain BaseManager has one connection for all that it does
+            peer.former.append(peer.member)
         facts: Dict[str, Any] = {"node": str(hello.get("node")), **said_of_itself(hello)}
         if ident is None and role == WORKER:
             if facts.get("slots", 0) < 1:
@@ -270,8 +276,9 @@ class Master:
         return True
 
     def _on_gone(self, peer: Peer, reason: str) -> None:
-        if peer.member is not None:
-            self.part(peer.member, f"connection {reason}")
+        for member in (*peer.former, peer.member):
+            if member is not None:
+                self.part(member, f"connection {reason}")
 
     # --- the rounds --------------------------------------------------------------------------
 
@@ -357,7 +364,7 @@ class Master:
                 self.set_limit(worker, self.takes[worker].limit)
         for worker in self.broker.expire(now):
             self.part((WORKER, worker), f"silent for {defaults.SILENT_S:g} s")
-        for collect in self.collects.values():
+        for collect in list(self.collects.values()):  # who is found gone is removed
             if now - collect.when >= defaults.POLL_S and not collect.peer.channel.congested:
                 collect.peer.answer((collect.sent, []))  # a sign of life
                 collect.when = now

@@ -14,8 +14,8 @@ Methods of `JobQueue`
     drain(workers) -> workers                       anyone: these get no more jobs, and leave when done
     status() -> dict                                anyone: what `cwmp-status` shows
 Methods of `BlobStore`, for values too large for a message
-    offer(client, arrivals, released, prompt)       client: these bytes are there, those it needs no more
-    transfer(member)                                anyone: this connection carries bytes from now on
+    offer(client, arrivals, released, forgotten, prompt) -> names  client: these are there, those not needed
+    transfer()                                      member: this connection carries bytes from now on
 Methods of `ResultQueue`
     report(worker, report, prompt)                  worker: outcomes, a new limit, a sign of life
     collect(client, after) -> (seq, events) ...     client: send events; acknowledges up to `after`

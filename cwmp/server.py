@@ -51,6 +51,8 @@ class Peer:
         self.name = name
         self.member: Optional[Tuple[str, int]] = None
         """(role, id) once it has joined: whoever closes its connection has left."""
+        self.former: List[Tuple[str, int]] = []
+        """What it joined as before that."""
         self._server = server
         self._held: List[bytes] = []  # replies in the order of the requests, to be sent by `settle`
         self._serving = False  # accept_connection was called
@@ -322,7 +324,7 @@ class Server:
 
 def _name_of(part: Any) -> str:
     """What a peer wants to call, as far as that can be said: it may have sent anything."""
-    return repr(part) if isinstance(part, str) else f"(a {type(part).__name__})"
+    return repr(part[:60]) if isinstance(part, str) else f"(a {type(part).__name__})"
 
 
 def _listen(address: Tuple[str, int]) -> socket.socket:

@@ -174,7 +174,10 @@ class Wire:
         """
         data = self.sock.recv(defaults.READ_BYTES, socket.MSG_PEEK)
         if data[:4] == header(len(data) - 4) and not self._frames and self._reader.at_frame:
-            kind, value = load_message(data[4:])
+            try:
+                kind, value = load_message(data[4:])
+            except Exception:
+                return None
             if kind == RETURN:
                 return len(data), value
         return None

@@ -233,6 +233,9 @@ class Worker:
         if type(leases) is tuple:
             self._forget(leases[1])
             return
+        if type(leases) is not list:
+            self._on_lost(f"it sent a {type(leases).__name__} instead of work")
+            return
         self._received += len(leases)
         self._lone_reports = 0
         if self._stock.experience is not None:

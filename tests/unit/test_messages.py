@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import gc
+import inspect
 import os
 import pickle
 import platform
+import re
 import sys
-from typing import Any
+from typing import Any, Dict, List
 
 import pytest
 
 from cwmp import errors, messages, transport
-from cwmp.messages import PROTOCOL, python_minor, refusal, this_side
+from cwmp.depot import Depot
+from cwmp.master import JobQueue, Master, ResultQueue
+from cwmp.messages import (
+    BLOB_STORE,
+    JOB_QUEUE,
+    PROTOCOL,
+    RESULT_QUEUE,
+    python_minor,
+    refusal,
+    this_side,
+)
 
 pytestmark = pytest.mark.core
 
@@ -151,3 +164,39 @@ def test_other_errors_arrive_as_ours_with_their_name(error: BaseException) -> No
 def test_any_failure_text_is_raised_as_our_error(text: Any) -> None:
     with pytest.raises(errors.CwmpError):
         transport._raise_failure(text)
+
+
+# --- the documentation ----------------------------------------------------------------------
+
+
+def documented() -> Dict[str, Dict[str, List[str]]]:
+    """What the protocol's documentation says: object -> method -> names of the arguments."""
+    found: Dict[str, Dict[str, List[str]]] = {}
+    for line in (messages.__doc__ or "").splitlines():
+        heading = re.match(r"Methods of `(\w+)`", line)
+        method = re.match(r"    (\w+)\(([\w, ]*)\)", line)
+        if heading:
+            methods = found[heading[1]] = {}
+        elif method:
+            methods[method[1]] = [name for name in method[2].split(", ") if name]
+    return found
+
+
+def test_exactly_what_is_documented_can_be_called() -> None:
+    offered: Dict[str, Dict[str, List[str]]] = {}
+    for served, kind in ((JOB_QUEUE, JobQueue), (RESULT_QUEUE, ResultQueue), (BLOB_STORE, Depot)):
+        methods = {name: list(inspect.signature(getattr(kind, name)).parameters) for name in kind.exposed}
+        assert all(names[:2] == ["self", "peer"] for names in methods.values())
+        offered[served] = {name: names[2:] for name, names in methods.items()}
+    assert offered == documented()
+
+
+def test_a_master_serves_nothing_else() -> None:
+    thresholds = gc.get_threshold()
+    master = Master("127.0.0.1", 0, b"key")
+    served = {name: set(methods) for name, methods in master._server._exposed.items()}
+    master.stop()
+    master.serve()
+    gc.unfreeze()
+    gc.set_threshold(*thresholds)
+    assert served == {name: set(methods) for name, methods in documented().items()}

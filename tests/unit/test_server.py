@@ -18,9 +18,10 @@ import pytest
 
 from cwmp import defaults, errors, server, shortcut
 from cwmp.frames import header
+from cwmp.line import Line
 from cwmp.loop import Loop
 from cwmp.master import Master
-from cwmp.messages import JOB_QUEUE, RESULT, RESULT_QUEUE, this_side
+from cwmp.messages import JOB_QUEUE, LOST, RESULT, RESULT_QUEUE, RUNNING, this_side
 from cwmp.server import RECEIPT, STANDING, Peer, Server
 from cwmp.transport import FAILURE, RETURN, Wire, connect, dump_message, greet, introduce, load_message
 from tests.waiting import wait_until
@@ -827,6 +828,18 @@ ATTACKS: Dict[str, Attack] = {
         worker,
         {"outcomes": [(ticket, [], b"")]},
     ),
+    "no end": lambda client, worker, ticket: (
+        RESULT_QUEUE,
+        "report",
+        worker,
+        {"outcomes": [(ticket, RUNNING, b"")]},
+    ),
+    "history": lambda client, worker, ticket: (
+        RESULT_QUEUE,
+        "report",
+        worker,
+        {"died": [(ticket, {"attempt": []})]},
+    ),
     "outcome": lambda client, worker, ticket: (RESULT_QUEUE, "report", worker, {"outcomes": [5]}),
     "report": lambda client, worker, ticket: (RESULT_QUEUE, "report", worker, 5),
     "died": lambda client, worker, ticket: (RESULT_QUEUE, "report", worker, {"died": [(ticket, 5)]}),
@@ -1058,3 +1071,77 @@ def test_nonsense_is_not_declined(master: Master, unfit: Any) -> None:
     assert client.call(JOB_QUEUE, "status")["jobs"]["running"] == 1
     for wire in (client, take, report):
         wire.close()
+
+
+# --- peers that have the key, and lost their mind -------------------------------------------
+
+
+def test_who_joins_often_is_forgotten_as_a_whole(master: Master) -> None:
+    wire, other = wire_to(master), wire_to(master)
+    for role in ("client", "client", "worker", "worker", "client"):
+        member(wire, role, **({"slots": 1} if role == "worker" else {}))
+    assert len(other.call(JOB_QUEUE, "status")["clients"]) == 3
+    wire.close()
+    wait_until(lambda: not other.call(JOB_QUEUE, "status")["clients"], timeout_s=5)
+    assert other.call(JOB_QUEUE, "status")["workers"] == []
+    other.close()
+
+
+@pytest.mark.parametrize("kind", [RUNNING, LOST, -1, 99, None, "0", [], {}])
+def test_no_job_ends_without_an_outcome(master: Master, kind: Any) -> None:
+    """A client that is told of a kind that ends nothing would wait for that job for ever."""
+    submit, collect, work, report = (wire_to(master) for _ in range(4))
+    client, worker = member(submit, "client"), member(work, "worker", slots=2)
+    submit.call(JOB_QUEUE, "put", client, [(1, b"f", b"1"), (2, b"f", b"2")])
+    leases = work.call(JOB_QUEUE, "take", worker, 2)
+    collect.request(RESULT_QUEUE, "collect", client, 0)
+    with pytest.raises(errors.UsageError):
+        outcomes = [(leases[0][0], RESULT, b"y"), (leases[1][0], kind, b"")]
+        report.call(RESULT_QUEUE, "report", worker, {"outcomes": outcomes})
+    assert collect.reply() == (1, [(1, RESULT, b"y")])  # what was right is told all the same
+    work.close()  # and the other job is handed out again
+    wait_until(lambda: submit.call(JOB_QUEUE, "status")["jobs"]["queued"] == 1)
+    for wire in (submit, collect, report):
+        wire.close()
+
+
+@pytest.mark.parametrize("deaths", [1, 3])
+def test_what_a_worker_says_of_a_death_cannot_break_its_history(master: Master, deaths: int) -> None:
+    wire = wire_to(master)
+    client = member(wire, "client")
+    wire.call(JOB_QUEUE, "put", client, [(1, b"f", b"1")])
+    for _ in range(deaths):
+        work, report = wire_to(master), wire_to(master)
+        worker = member(work, "worker", slots=1)
+        [(ticket, *_)] = work.call(JOB_QUEUE, "take", worker, 1)
+        report.call(RESULT_QUEUE, "report", worker, {"died": [(ticket, {"attempt": "x", 5: []})]})
+        work.close()
+        report.close()
+    jobs = wire.call(JOB_QUEUE, "status")["jobs"]
+    assert (jobs["queued"], jobs["failed"]) == ((1, 0) if deaths < defaults.MAX_ATTEMPTS else (0, 1))
+    wire.close()
+
+
+NO_REPLIES = [b"", b"garbage", dump_message(5), dump_message((1, 2, 3)), pickle.dumps((RETURN, Loop))]
+
+
+@pytest.mark.parametrize("body", NO_REPLIES, ids=range(len(NO_REPLIES)))
+def test_a_worker_leaves_a_master_that_talks_nonsense(body: bytes) -> None:
+    loop, (ours, theirs) = Loop(), socket.socketpair()
+    replies: List[Any] = []
+    lost: List[str] = []
+    line = Line(loop, Wire(ours), replies.append, lost.append)
+    theirs.sendall(header(len(body)) + body)
+    loop.poll(10)
+    assert (replies, len(lost)) == ([], 1)
+    line.close()
+    theirs.close()
+    loop.close()
+
+
+@pytest.mark.parametrize("body", NO_REPLIES, ids=range(len(NO_REPLIES)))
+def test_a_waiting_thread_leaves_nonsense_to_the_dispatcher(body: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(header(len(body)) + body)
+        assert Wire(ours).peek() is None
