@@ -181,6 +181,18 @@ memory for every call, which costs more than the calls that it saves."""
 LOADED_FUNCTIONS = 256
 """Functions that a slot keeps loaded. Fewer: programs with many functions load them again."""
 
+REPEATED_CHANGES = 3
+"""Jobs in a row that may change what came with their function before a slot loads it anew for each, without
+looking. More: looks in vain. Fewer: two functions that share a class may be loaded in turns."""
+
+LOADS_A_CHECK = 16
+"""Of a function that is loaded anew for each job, one load in so many is looked at again. Fewer: more looks
+in vain. More: a function that is left as it was again goes on being loaded for a while."""
+
+CLASSES_OF_ARGUMENTS = 8
+"""Classes that a function takes along only because its arguments are of them. Fewer: one that is called with
+many kinds is pickled again when the kind changes. More: each is looked at for changes at every submit."""
+
 REMEMBERED_SESSIONS = 1000
 """Clients that a slot remembers having looked after edited modules for. Fewer: it looks more often."""
 

@@ -23,6 +23,9 @@ _ALIGN = 64  # what numerical libraries like their arrays to begin at a multiple
 _MAX_BLOBS = 32  # of one value; more large pieces share one blob
 
 Buffer = Union[bytes, bytearray, memoryview]
+NewPickler = Callable[..., Any]
+"""Makes a pickler from a file, a protocol and `buffer_callback`."""
+
 Span = Union[bytes, Tuple[int, int, int]]
 
 
@@ -91,12 +94,12 @@ def only_small(buffer: pickle.PickleBuffer) -> bool:
     return True
 
 
-def take_apart(value: Any, lot: Lot, by_value: bool) -> Packed:
+def take_apart(value: Any, lot: Lot, by_value: bool, picklers: NewPickler = cloudpickle.Pickler) -> Packed:
     """Pickle a value that may be large, storing large pieces of it in `lot`.
 
-    `by_value`: only cloudpickle will do. Raises what the value's own pickling raises.
+    `by_value`: only what `picklers` makes will do. Raises what the value's own pickling raises.
     """
-    parts = _parts_of(value, lot, by_value)
+    parts = _parts_of(value, lot, by_value, picklers)
     if not parts.buffers and not parts.refs and sum(map(len, parts.stream)) <= defaults.INLINE_MAX:
         return b"".join(parts.stream)
     return _packed(parts)
@@ -111,7 +114,7 @@ def take_apart_whole(value: Any, lot: Lot) -> Tuple[bytes, Tuple[Ref, ...]]:
     return pickle.dumps(layout, _PROTOCOL), (lot.keep([packed]),)
 
 
-def _parts_of(value: Any, lot: Lot, by_value: bool) -> _Parts:
+def _parts_of(value: Any, lot: Lot, by_value: bool, picklers: NewPickler) -> _Parts:
     """The value, pickled by whichever pickler can do it, in parts."""
     if not by_value:
         try:
@@ -120,10 +123,10 @@ def _parts_of(value: Any, lot: Lot, by_value: bool) -> _Parts:
                 return parts
         except Exception:
             pass  # cloudpickle can do more; where it can't, its error is the one to show
-    return _pickled(value, lot, cloudpickle.Pickler)
+    return _pickled(value, lot, picklers)
 
 
-def _pickled(value: Any, lot: Lot, pickler: Callable[..., Any]) -> _Parts:
+def _pickled(value: Any, lot: Lot, pickler: NewPickler) -> _Parts:
     """The parts of a value."""
     outer, parts = _local.parts, _Parts(lot)
     _local.parts = parts

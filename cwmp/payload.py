@@ -1,8 +1,7 @@
 """User objects to bytes and back: the only place that pickles user data.
 
-A *function* and a *call* (its arguments) travel apart, so that a function is turned into bytes
-once and its bytes are shared by all the jobs that call it. The bytes of a function also carry
-where the client stands: its working directory and `sys.path`.
+A *function* and a *call* (its arguments) travel apart; of functions see `functions`. Classes that both
+sides have from there are named by key, see `references`.
 """
 
 from __future__ import annotations
@@ -10,17 +9,15 @@ from __future__ import annotations
 import os
 import pickle
 import platform
-import sys
 import traceback
-import weakref
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Container, Dict, List, Optional, Tuple, Union
 
 import cloudpickle
 
 from . import defaults, packing
-from .captures import Captures
 from .errors import CwmpError, PayloadError, RemoteError, RemoteTraceback
 from .messages import Packed, Ref
+from .references import NONE, Picklers, at_hand
 
 _PROTOCOL = 5
 _MAIN = b"__main__"
@@ -29,22 +26,6 @@ _BY_VALUE = cloudpickle.cloudpickle._PICKLE_BY_VALUE_MODULES  # the registry its
 Call = Tuple[Tuple[Any, ...], Dict[str, Any]]
 Received = Tuple[bytes, Tuple[Ref, ...], packing.Fetch]
 """A large value that was packed, and how to get its large pieces."""
-
-
-class Place(NamedTuple):
-    """Where a client stands: what its jobs see as working directory and module search path."""
-
-    cwd: Optional[str]  # None where it has been deleted
-    path: Tuple[str, ...]
-    session: str  # random: tells one run of a program from the next
-
-
-class Function(NamedTuple):
-    """A function as a slot takes it up: the place, the pickle, and whether one copy serves many jobs."""
-
-    place: Place
-    pickle: Packed
-    reusable: bool
 
 
 class Here:
@@ -62,23 +43,35 @@ here = Here()
 # --- values ---------------------------------------------------------------------------------
 
 
-def dump_value(value: Any) -> bytes:
+def dump_value(value: Any, known: Container[str] = NONE) -> bytes:
     """Any user object to bytes: plain pickle where that will do, else cloudpickle.
 
-    What lives in `__main__` goes by value, since the `__main__` of a worker is another one.
-    Raises PayloadError, naming the type.
+    What lives in `__main__` goes by value, since the `__main__` of a worker is another one; except
+    for classes whose keys are `known` to who will load it. Raises PayloadError, naming the type.
     """
+    return _dump(value, Picklers(known))
+
+
+def _dump(value: Any, picklers: Picklers) -> bytes:
+    data = dump_plainly(value)
+    if data is not None:
+        return data
+    try:
+        return picklers.dumps(value)
+    except Exception as error:
+        raise _unpicklable(value, error) from error
+
+
+def dump_plainly(value: Any, buffer_callback: Any = None) -> Optional[bytes]:
+    """The bytes of what pickle alone can do; None otherwise."""
     if not _BY_VALUE:
         try:
-            data = pickle.dumps(value, _PROTOCOL)
+            data = pickle.dumps(value, _PROTOCOL, buffer_callback=buffer_callback)
             if _MAIN not in data:
                 return data
         except Exception:
-            data = b""  # cloudpickle can do more; where it can't, its error is the one to show
-    try:
-        return bytes(cloudpickle.dumps(value, _PROTOCOL))
-    except Exception as error:
-        raise _unpicklable(value, error) from error
+            pass  # cloudpickle can do more; where it can't, its error is the one to show
+    return None
 
 
 def load_value(data: Union[bytes, Received]) -> Any:
@@ -94,8 +87,12 @@ NewLot = Callable[[], packing.Lot]
 """Where the large pieces of a value go: called when there are any."""
 
 
-def pack(value: Any, new_lot: NewLot) -> Packed:
+def pack(value: Any, new_lot: NewLot, known: Container[str] = NONE) -> Packed:
     """As `dump_value`, but a large value is taken apart: its large pieces go into `new_lot()`."""
+    return _pack(value, new_lot, Picklers(known))
+
+
+def _pack(value: Any, new_lot: NewLot, picklers: Picklers) -> Packed:
     large = False
     if not _BY_VALUE:
         try:
@@ -108,26 +105,26 @@ def pack(value: Any, new_lot: NewLot) -> Packed:
         except Exception:
             large = False  # cloudpickle can do more; where it can't, its error is the one to show
     try:
-        return _pack_by_value_or_apart(value, new_lot, large)
+        return _pack_by_value_or_apart(value, new_lot, picklers, large)
     except CwmpError:
         raise
     except Exception as error:
         raise _unpicklable(value, error) from error
 
 
-def _pack_by_value_or_apart(value: Any, new_lot: NewLot, large: bool) -> Packed:
+def _pack_by_value_or_apart(value: Any, new_lot: NewLot, picklers: Picklers, large: bool) -> Packed:
     """What pickle alone could not do. Raises what the value's own pickling raises."""
     by_value = bool(_BY_VALUE) or not large
     if not large:
         try:
-            data = bytes(cloudpickle.dumps(value, _PROTOCOL, buffer_callback=packing.only_small))
+            data = picklers.dumps(value, packing.only_small)
             if len(data) <= defaults.INLINE_MAX:
                 return data
         except packing.TooLarge:
             pass
     lot = new_lot()
     try:
-        return packing.take_apart(value, lot, by_value)
+        return packing.take_apart(value, lot, by_value, picklers)
     except BaseException:
         lot.abandon()
         raise
@@ -157,11 +154,19 @@ def _unpicklable(value: Any, error: BaseException) -> PayloadError:
 
 
 def dump_call(
-    args: Tuple[Any, ...], kwargs: Dict[str, Any], new_lot: Optional[NewLot] = None
+    args: Tuple[Any, ...],
+    kwargs: Dict[str, Any],
+    new_lot: Optional[NewLot] = None,
+    picklers: Optional[Picklers] = None,
 ) -> Packed:
-    """The arguments of one call, packed; inline without `new_lot`. A PayloadError names the argument."""
+    """The arguments of one call, packed; inline without `new_lot`. A PayloadError names the argument.
+
+    `picklers` notes the classes that go by value.
+    """
+    picklers = picklers or Picklers(NONE)
     try:
-        return dump_value((args, kwargs)) if new_lot is None else pack((args, kwargs), new_lot)
+        call = args, kwargs
+        return _dump(call, picklers) if new_lot is None else _pack(call, new_lot, picklers)
     except PayloadError as error:
         if error.__cause__ is None or isinstance(error.__cause__, CwmpError):
             raise  # the way is to blame
@@ -186,85 +191,6 @@ def _blame_argument(args: Tuple[Any, ...], kwargs: Dict[str, Any], error: Payloa
     return error
 
 
-# --- functions ------------------------------------------------------------------------------
-
-
-class _Known(NamedTuple):
-    """A function that was dumped before, and how to tell that its bytes are still right."""
-
-    ref: weakref.ref[Any]
-    place: Place
-    captures: Captures
-    data: Packed
-
-
-class FunctionDumper:
-    """Turns functions into bytes, each one once for as long as what it captured stays the same.
-
-    >>> dumper = FunctionDumper()
-    >>> dumper.dump(len) is dumper.dump(len)
-    True
-    """
-
-    def __init__(self, new_lot: Optional[NewLot] = None) -> None:
-        self._new_lot = new_lot
-        self._known: Dict[int, _Known] = {}
-        self._session = os.urandom(4).hex()
-        self._place = Place(None, (), self._session)
-        self._path: List[str] = []  # `sys.path` when `_place` was made
-
-    def dump(self, function: Callable[..., Any]) -> Packed:
-        """The bytes of `function` as it is now. Raises PayloadError."""
-        place = self._place_now()
-        known = self._known.get(id(function))
-        if known is not None:
-            ref, then, captures, data = known
-            if then is place and ref() is function and captures.unchanged():
-                return data
-        return self._dump_anew(function, place)
-
-    def _dump_anew(self, function: Callable[..., Any], place: Place) -> Packed:
-        captures = Captures.of(function)
-        try:
-            new_lot = self._new_lot
-            pickled = dump_value(function) if new_lot is None else pack(function, new_lot)
-        except PayloadError as error:
-            name = getattr(function, "__qualname__", repr(type(function)))
-            raise PayloadError(f"function {name}: {error}") from error.__cause__
-        reusable = captures is not None and captures.reusable
-        data: Packed = pickle.dumps((tuple(place), pickled, reusable), _PROTOCOL)
-        if isinstance(data, bytes) and isinstance(pickled, tuple):
-            return data, pickled[1]  # what it needs may be gone the next time
-        if captures is not None:
-            self._known[id(function)] = _Known(self._forgetful_ref(function), place, captures, data)
-        return data
-
-    def _forgetful_ref(self, function: Callable[..., Any]) -> weakref.ref[Any]:
-        """A weak reference whose death also removes what is known: ids are used again."""
-        ident, known = id(function), self._known
-        return weakref.ref(function, lambda _: known.pop(ident, None))
-
-    def _place_now(self) -> Place:
-        """Where this process stands; the same object while that does not change."""
-        try:
-            cwd: Optional[str] = os.getcwd()
-        except OSError:
-            cwd = None
-        if cwd != self._place[0] or sys.path != self._path:
-            path = list(sys.path)
-            self._place = Place(cwd, tuple(map(str, path)), self._session)
-            self._path = path  # last: an interrupt in between costs only another look
-        return self._place
-
-
-def open_function(data: Packed) -> Function:
-    """Take a function's bytes apart without loading it: first enter the place, then `load_packed`."""
-    inline = data if isinstance(data, bytes) else data[0]
-    (cwd, path, session), pickled, reusable = pickle.loads(inline)
-    path = tuple(entry or cwd or "" for entry in path)  # "" stands for the client's directory
-    return Function(Place(cwd, path, session), pickled, reusable)
-
-
 # --- outcomes -------------------------------------------------------------------------------
 
 
@@ -276,7 +202,7 @@ def dump_error(error: BaseException) -> bytes:
     text = _describe(error)
     pickled: Optional[bytes] = None
     try:
-        data = dump_value(error)
+        data = dump_value(error, at_hand.classes)
         load_value(data)  # an exception that cannot be rebuilt must be found out here
         pickled = data
     except BaseException:  # its own code may raise anything, SystemExit too

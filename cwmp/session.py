@@ -21,8 +21,10 @@ from typing import Any, Callable, Deque, Dict, Iterable, List, Optional, Tuple
 from . import at_exit, defaults, payload
 from .collector import Collector
 from .errors import ConnectError, MasterLost
+from .functions import FunctionDumper
 from .membership import join
 from .messages import BLOB_STORE, GRANTED, JOB_QUEUE, RUNNING, Job
+from .references import HeldClasses
 from .shared import Shared
 from .transfers import Transfer
 from .uploads import Uploads
@@ -57,6 +59,7 @@ class Session:
         self._lock = threading.RLock()
         self._open: Dict[int, Any] = {}  # number -> token; the dispatcher removes without the lock
         self._next_number = 0
+        self._classes = HeldClasses()  # those that results of open jobs may name
         self._pending: List[Job] = []  # jobs that wait for the prompt put under way
         self._prompt_under_way = False
         self._replies: Deque[Tuple[float, OnReply]] = deque()  # (due, what to do with it)
@@ -71,7 +74,7 @@ class Session:
         hello, store, self._submit_wire, self._collect_wire = join(host, port, authkey)
         self._ident = hello["member"]
         self._uploads = Uploads(store, Transfer((host, port), authkey, hello), self._offer)
-        self._functions = payload.FunctionDumper(self._uploads.new_lot)
+        self._functions = FunctionDumper(self._uploads.new_lot)
         self._collector = Collector(self._collect_wire, self._ident)
         self._reader = threading.Thread(target=self._read_replies, name="cwmp-submit", daemon=True)
         self._reader.start()
@@ -86,8 +89,7 @@ class Session:
 
         Large arguments go first, and wait while the master has no room for them.
         """
-        function_bytes = self._functions.dump(function)
-        call = payload.dump_call(args, kwargs, self._uploads.new_lot)
+        function_bytes, call, keys = self._functions.dump_job(function, args, kwargs)
         with self._lock:
             if self._closing:
                 raise RuntimeError("this client has been stopped: no job can be submitted to it")
@@ -98,6 +100,7 @@ class Session:
             sent_before = self._submit_wire.sent
             try:
                 self._open[number] = token
+                self._classes.hold(keys)
                 if self._prompt_under_way:
                     self._pending.append(job)
                 else:
@@ -360,6 +363,7 @@ class Session:
     def _note_idle(self) -> None:
         if not self._is_idle():
             return
+        self._classes.let_go(self._lock, self._open)
         with self._idle:
             self._idle.notify_all()
         if self._closing:

@@ -21,21 +21,22 @@ import struct
 import sys
 from collections import OrderedDict
 from time import perf_counter
-from typing import Any, Callable, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, List, Optional, Sequence, Set
 
 from . import defaults, payload, shared, shelf
 from .errors import PayloadError, UsageError
 from .frames import FrameReader, header
+from .functions import open_function
+from .loaded import Loaded
 from .messages import ERROR, RESULT, Lease, Packed, Ref
 from .payload import here
+from .references import at_hand
 from .surroundings import Surroundings
 
 OUTCOME = struct.Struct("!QBf")  # ticket, kind, seconds that the job took; the data follow
 _HEADED_OUTCOME = struct.Struct("!iQBf")  # the same behind the header of its frame
 LARGE = 0x80  # added to the kind where the data are not the bytes of the value, but say where they are
 _SMALL_BYTES = 1 << 20
-
-_Loaded = Tuple[payload.Function, Optional[Callable[..., Any]]]
 
 
 class _Ended(Exception):
@@ -66,8 +67,8 @@ class Shelf:
         """A result, packed. Raises PayloadError, naming the type."""
         try:
             if self._prefix is None:
-                return payload.dump_value(value)
-            return payload.pack(value, lambda: _ResultLot(self))
+                return payload.dump_value(value, at_hand.classes)
+            return payload.pack(value, lambda: _ResultLot(self), at_hand.classes)
         except PayloadError as error:
             raise PayloadError(f"the result of this job: {error}") from error.__cause__
 
@@ -114,7 +115,7 @@ class Slot:
         self._claims_fd = claims_fd
         self._answers_fd = answers_fd
         self._surroundings = Surroundings()
-        self._loaded: OrderedDict[Packed, _Loaded] = OrderedDict()
+        self._loaded: OrderedDict[Packed, Loaded] = OrderedDict()
         self._shelf = Shelf()
         self._claim_in_hand: Optional[int] = None  # read too early: it belongs to a later message
         self._is_copy = False
@@ -178,23 +179,17 @@ class Slot:
 
     def _load(self, data: Packed) -> Callable[..., Any]:
         """The function, with its place entered; loaded once if one copy can serve many jobs."""
-        known = self._loaded.get(data)
-        if known is not None:
-            function, kept = known
-            self._surroundings.enter(function.place)
-            return kept if kept is not None else self._value_of(function)
-        function = payload.open_function(data)
-        if self._surroundings.enter(function.place):
-            self._loaded.clear()  # what was edited is imported anew
-        target = self._value_of(function)
-        self._loaded[data] = (function, target if function.reusable else None)
-        if len(self._loaded) > defaults.LOADED_FUNCTIONS:
-            self._loaded.popitem(last=False)
-        return target
-
-    def _value_of(self, function: payload.Function) -> Callable[..., Any]:
-        value: Callable[..., Any] = payload.load_packed(function.pickle, self._shelf.fetch)
-        return value
+        loaded = self._loaded.get(data)
+        if loaded is None:
+            loaded = Loaded(open_function(data), self._shelf.fetch)
+            if self._surroundings.enter(loaded.function.place):
+                self._loaded.clear()  # what was edited is imported anew
+            self._loaded[data] = loaded
+            if len(self._loaded) > defaults.LOADED_FUNCTIONS:
+                self._loaded.popitem(last=False)
+        else:
+            self._surroundings.enter(loaded.function.place)
+        return loaded.target()
 
     def _answer(self, ticket: int, kind: int, took_s: float, data: Packed) -> None:
         """Send one outcome to the worker."""

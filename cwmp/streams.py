@@ -19,14 +19,16 @@ from .futures import ClusterFuture
 from .messages import ERROR, RESULT
 from .outcomes import settle
 from .payload import dump_error, dump_value
+from .references import at_hand
 
 if TYPE_CHECKING:
     from .session import Session
 
 Args = Tuple[Any, ...]
 Outcome = Tuple[Any, Optional[BaseException]]
-Chunk = List[Tuple[bool, bytes]]
-"""What the job of a chunk returns: whether each call succeeded, and its pickled result or error."""
+Chunk = Tuple[List[Tuple[bool, bytes]], List[type]]
+"""What the job of a chunk returns: whether each call succeeded, and its pickled result or error; and the
+classes that these name, which must not go before they are loaded."""
 
 
 Submit = Callable[[Any, Args], int]
@@ -193,19 +195,19 @@ def chunked(calls: Iterator[Args], fn: Callable[..., Any], size: int) -> Iterato
 
 def call_each(fn: Callable[..., Any], chunk: List[Args]) -> Chunk:
     """In a slot: the calls of one chunk, each with an outcome of its own."""
-    return [_call(fn, args) for args in chunk]
+    return [_call(fn, args) for args in chunk], list(at_hand.classes.values())
 
 
 def _call(fn: Callable[..., Any], args: Args) -> Tuple[bool, bytes]:
     try:
-        return True, dump_value(fn(*args))
+        return True, dump_value(fn(*args), at_hand.classes)
     except BaseException as error:  # what ends one call is no business of the others
         return False, dump_error(error)
 
 
 def each_of(chunks: Iterator[Chunk]) -> Iterator[Any]:
     """The results of the calls in each chunk; raises the error of a call in its place."""
-    for chunk in chunks:
+    for chunk, _classes in chunks:
         for succeeded, data in chunk:
             value, error = settle(RESULT if succeeded else ERROR, data)
             if error is not None:

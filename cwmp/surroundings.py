@@ -8,7 +8,7 @@ import sys
 from typing import Dict, Optional, Set, Tuple
 
 from . import defaults
-from .payload import Place
+from .functions import Place
 
 _Stamp = Tuple[int, int]  # modification time in ns, and size
 

@@ -21,12 +21,14 @@ PACKAGE = ROOT / "cwmp"
 # A room imports only from the rows above its own, never from its neighbours in the row.
 ROWS: Tuple[Tuple[str, ...], ...] = (
     ("errors", "defaults", "ids", "messages"),
-    ("addresses", "at_exit", "blobs", "captures", "children", "cpus", "departure", "experience", "frames"),
-    ("gpus", "hearsay", "home", "memory", "packing", "place", "records", "shelf", "shortcut", "stock"),
+    ("addresses", "at_exit", "blobs", "children", "cpus", "departure", "experience", "frames"),
+    ("gpus", "hearsay", "home", "ingredients", "memory", "packing", "place", "records", "shelf", "shortcut"),
+    ("captures", "references", "stock"),
     ("guardian", "ledger", "loop", "payload", "program", "rendezvous", "shared", "transport"),
+    ("functions",),
     ("broker", "collector", "dial", "line", "membership", "server", "surroundings", "timelimit", "transfers"),
-    ("carriers", "depot", "slot", "standing"),
-    ("uploads",),
+    ("carriers", "depot", "loaded", "standing"),
+    ("slot", "uploads"),
     ("session",),
     ("futures", "joining", "master", "outcomes", "porter"),
     ("client", "larder", "pool", "streams"),

@@ -15,8 +15,10 @@ import cloudpickle
 import pytest
 
 from cwmp import payload
-from cwmp.captures import Captures, is_by_reference
-from cwmp.payload import FunctionDumper, load_value, open_function
+from cwmp.captures import Captures
+from cwmp.functions import FunctionDumper, open_function
+from cwmp.ingredients import is_by_reference
+from cwmp.payload import load_value
 
 pytestmark = pytest.mark.core
 
@@ -590,7 +592,7 @@ def test_a_function_that_was_replaced_under_its_name(
 
 def test_captures_tells_whether_a_change_would_be_seen() -> None:
     assert Captures.of(named) is not None
-    assert Captures.of(closure([])) is None
+    assert Captures.of(closure(iter([]))) is None
     assert Captures.of(functools.partial(named)) is None
     captures = Captures.of(closure(1))
     assert captures is None or not captures.unchanged() or captures.reusable

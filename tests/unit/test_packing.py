@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cwmp import defaults, packing, payload
+from cwmp import defaults, functions, packing, payload
 from cwmp.errors import PayloadError
 from cwmp.messages import Ref
 
@@ -154,13 +154,13 @@ def test_values_that_only_cloudpickle_can_do(memory: Memory) -> None:
 
 def test_a_function_with_a_large_capture(memory: Memory) -> None:
     data = numpy.arange(LARGE)
-    dumper = payload.FunctionDumper(lambda: memory)
+    dumper = functions.FunctionDumper(lambda: memory)
     packed = dumper.dump(lambda n: int(data[n]))
     assert type(packed) is tuple and len(packed[0]) < 5000
-    function = payload.open_function(packed)
+    function = functions.open_function(packed)
     assert payload.load_packed(function.pickle, memory.fetch)(7) == 7
     data[7] = 3
-    function = payload.open_function(dumper.dump(lambda n: int(data[n])))
+    function = functions.open_function(dumper.dump(lambda n: int(data[n])))
     assert payload.load_packed(function.pickle, memory.fetch)(7) == 3
 
 

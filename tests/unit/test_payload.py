@@ -18,15 +18,14 @@ import pytest
 
 from cwmp import messages, outcomes, payload
 from cwmp.errors import PayloadError, RemoteError, RemoteTraceback
+from cwmp.functions import FunctionDumper, open_function
 from cwmp.payload import (
-    FunctionDumper,
     dump_call,
     dump_error,
     dump_value,
     load_call,
     load_error,
     load_value,
-    open_function,
 )
 
 pytestmark = pytest.mark.core
@@ -205,7 +204,8 @@ def test_bytes_of_a_function_can_be_taken_apart_without_loading_it() -> None:
 
 MAIN_SCRIPT = """
 import pickle, subprocess, sys
-from cwmp.payload import FunctionDumper, dump_call, load_error, load_value
+from cwmp.functions import FunctionDumper
+from cwmp.payload import dump_call, load_error, load_value
 
 class Point:
     def __init__(self, x): self.x = x
@@ -245,7 +245,8 @@ print("all well")
 
 WORKER_SCRIPT = """
 import pickle, sys
-from cwmp.payload import open_function, load_value, load_call, dump_value, dump_error
+from cwmp.functions import open_function
+from cwmp.payload import load_value, load_call, dump_value, dump_error
 answers = []
 for function, call in pickle.load(sys.stdin.buffer):
     args, kwargs = load_call(call)

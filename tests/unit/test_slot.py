@@ -21,7 +21,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 
-from cwmp import payload, slot
+from cwmp import functions, payload, slot
 from cwmp.errors import PayloadError, RemoteError
 from cwmp.frames import FrameReader, header
 from cwmp.messages import ERROR, RESULT, Lease
@@ -40,7 +40,7 @@ class Harness:
         os.set_blocking(self.claims_in, False)
         self.generation = 0
         self.tickets = 0
-        self.dumper = payload.FunctionDumper()
+        self.dumper = functions.FunctionDumper()
         self.reader = FrameReader()
         self.got: List[Tuple[int, int, float, bytes]] = []
         self.status: Optional[int] = None
@@ -510,7 +510,7 @@ def test_an_edited_module_is_imported_anew_by_the_next_program(
     child.run(ok)  # by now the slot has looked at the file
     source.write_text("VALUE = 22\n")
     assert child.run(f) == 1, "within one program a module stays what it is"
-    child.dumper = payload.FunctionDumper()
+    child.dumper = functions.FunctionDumper()
     assert child.run(f) == 22
 
 
