@@ -10,6 +10,7 @@ import json
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from typing import Dict
 
 from . import sections
@@ -22,6 +23,22 @@ OFFSET = 0
 def noop_in_main(number: int) -> int:
     """A no-op where users write their functions: in the program itself, and with a global."""
     return number + OFFSET
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What many programs have: a dataclass of their own, ..."""
+
+    offset: int = 0
+
+
+class Answer(int):
+    """... and results that are instances of their own classes."""
+
+
+def noop_with_classes(number: int) -> int:
+    """A no-op of such a program."""
+    return Answer(number + Parameters().offset)
 
 
 def main() -> None:
@@ -39,7 +56,8 @@ def _measure(name: str, jobs: int, seed: int, started_s: float) -> Dict[str, flo
     if name == "idle":
         return sections.idle()
     table = list(range(10))
-    context = contenders(noop_in_main, lambda number: number + table[0])[name]
+    closure = lambda number: number + table[0]  # noqa: E731
+    context = contenders(noop_in_main, noop_with_classes, closure)[name]
     return sections.small_jobs(context, jobs, started_s)
 
 

@@ -112,11 +112,14 @@ def _by_futures(submit: Callable[..., Any], func: JobFunction) -> Contender:
     return Contender(run_all, run_one)
 
 
-def contenders(main_function: JobFunction, closure: JobFunction) -> Dict[str, ContextManager[Contender]]:
-    """Every contender by name; the two functions are the ones that travel by value."""
+def contenders(
+    main_function: JobFunction, with_classes: JobFunction, closure: JobFunction
+) -> Dict[str, ContextManager[Contender]]:
+    """Every contender by name; the functions given here are the ones that travel by value."""
     return {
         "cwmp": cluster_executor(noop),
         "cwmp-main": cluster_executor(main_function),
+        "cwmp-class": cluster_executor(with_classes),
         "cwmp-closure": cluster_executor(closure),
         "cwmp-client": client_thread(noop),
         "pool": process_pool(noop),

@@ -15,6 +15,7 @@ LABELS = {
     "cwmp": "cwmp ClusterExecutor",
     "cwmp-client": "cwmp ClientThread",
     "cwmp-main": "cwmp, function of __main__",
+    "cwmp-class": "cwmp, classes of __main__",
     "cwmp-closure": "cwmp, lambda with a closure",
     "pool": "ProcessPoolExecutor(2)",
     "farm": "textbook manager farm",
