@@ -41,6 +41,11 @@ def private_directory(name: str) -> Path:
     """The directory `home()/name`, made 0700 when missing."""
     path = home() / name
     path.mkdir(mode=0o700, exist_ok=True)
+    link, target = path.lstat(), path.stat()
+    if {link.st_uid, target.st_uid} != {os.geteuid()}:
+        raise UsageError(f"{path} belongs to another user: remove it")
+    if target.st_mode & 0o077:
+        path.chmod(0o700)
     return path
 
 
@@ -142,6 +147,13 @@ def stdin_line() -> bytes:
             break
         line += byte
     return line.rstrip(b"\r\n")
+
+
+def new_home_key() -> bytes:
+    """Replace the key in `home()/authkey` by a new one, and return that."""
+    key = os.urandom(_KEY_BYTES)
+    write_private(home() / "authkey", key)
+    return key
 
 
 def home_key() -> bytes:

@@ -235,6 +235,7 @@ def main(jobs_fd: int, claims_fd: int, answers_fd: int) -> None:
 def _prepare(keep: Set[int]) -> None:
     """Leave nothing of the worker in this process but what a slot needs."""
     gc.set_threshold(700, 10, 10)  # Python's own, for what jobs make
+    os.environ.pop("CWMP_AUTHKEY", None)  # not for jobs, nor for the programs that they start
     os.setpgid(0, 0)  # so that the children of a job end with the slot
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

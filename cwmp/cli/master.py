@@ -9,7 +9,7 @@ import platform
 import sys
 from typing import Iterator, List, Optional
 
-from .. import addresses, defaults, rendezvous
+from .. import addresses, defaults, home, rendezvous
 from ..errors import UsageError
 from . import common
 
@@ -54,6 +54,12 @@ def _parser() -> common.Parser:
     )
     common.add_cluster_options(parser, what_name_does="publish the cluster under this name")
     parser.add_argument(
+        "--new-key",
+        action="store_true",
+        help="first replace the key in $CWMP_HOME/authkey by a new one, and use that. Masters that run keep "
+        "theirs until they are started anew",
+    )
+    parser.add_argument(
         "--unlisted",
         action="store_true",
         help="publish nothing: whoever is to find this master is told its address and key",
@@ -68,7 +74,7 @@ def _serve(args: argparse.Namespace) -> int:
 
     name = rendezvous.cluster_name(args.name)
     leash_fd = common.leash_fd(args)
-    key = rendezvous.find_key(args.authkey, args.authkey_file, name=name)
+    key = _key(args, name)
     bind = args.host
     if args.interface is not None:
         bind = addresses.address_of(args.interface, addresses.interfaces())
@@ -98,6 +104,21 @@ def _serve(args: argparse.Namespace) -> int:
         common.announce(args, f"cwmp-master: listening on {place} (cluster {name}, pid {os.getpid()})")
         master.serve()
     return 0
+
+
+def _key(args: argparse.Namespace, name: str) -> bytes:
+    """The key to serve with, a new one if that is asked for."""
+    if not args.new_key:
+        return rendezvous.find_key(args.authkey, args.authkey_file, name=name)
+    given = {"--authkey": args.authkey, "--authkey-file": args.authkey_file}
+    given.update({name: os.environ.get(name) for name in ("CWMP_AUTHKEY", "CWMP_AUTHKEY_FILE")})
+    for source, value in given.items():
+        if value is not None:
+            path = home.home() / "authkey"
+            raise UsageError(f"--new-key changes the key in {path}, but {source} gives another")
+    if rendezvous.find_cluster(name) is not None:
+        raise UsageError(f"cluster {name!r} runs with the old key: stop it first")
+    return home.new_home_key()
 
 
 @contextlib.contextmanager

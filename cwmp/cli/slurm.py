@@ -210,7 +210,8 @@ def _keep(args: argparse.Namespace, _program: List[str]) -> int:
 def _script(args: argparse.Namespace, _program: List[str]) -> int:
     from ..slurm import scripts, submission
 
-    options, place = _options(args), submission.place()
+    options = _options(args)
+    place = submission.place(options.name)
     texts = [scripts.master_script(options, place)] if options.master == "job" else []
     print("\n".join([*texts, scripts.workers_script(options, place, options.workers)]), end="")
     return 0

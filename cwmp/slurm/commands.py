@@ -48,6 +48,7 @@ _NOTHING = ("", "n/a", "(null)", "none", "not_set", "invalid", "unlimited")
 
 _INHERITED = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SCANCEL_", "SACCT_", "PMI_", "PMIX_")
 _OF_ANOTHER_CLUSTER = ("CWMP_MASTER", "CWMP_NAME")
+_SECRET = "CWMP_AUTHKEY"  # SLURM keeps the environment of a job, and every process of it would have it
 
 # The name is last but one, for it may contain anything; the dot tells that the line is whole.
 _FORMAT = "%F|%K|%T|%r|%B|%N|%L|%M|%j|."
@@ -181,12 +182,12 @@ def run(
 
 
 def environment() -> Dict[str, str]:
-    """Ours, without what SLURM gave to the job that we may run in and without settings for its commands.
+    """Ours, without the key, what SLURM gave to the job that we may run in, and settings for its commands.
 
     A job that is submitted from within a job would inherit that one's tasks, memory and array index.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_INHERITED)}
-    for name in (*_OF_ANOTHER_CLUSTER, "SLURM_CONF"):
+    for name in (*_OF_ANOTHER_CLUSTER, _SECRET, "SLURM_CONF"):
         kept.pop(name, None)
     if "SLURM_CONF" in os.environ:
         kept["SLURM_CONF"] = os.environ["SLURM_CONF"]

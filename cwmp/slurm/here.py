@@ -16,7 +16,7 @@ from ..errors import CwmpError
 from ..home import home
 from . import logs, records, scripts
 from .records import Pool
-from .submission import place
+from .submission import place_of
 
 _POLL_S = 0.02  # between two looks at a process that is not our child
 
@@ -31,7 +31,8 @@ def start(pool: Pool, leashed: Optional[List[Child]] = None) -> None:
 
     With a list `leashed`, to which it is added, it ends with this process.
     """
-    arguments = scripts.master_arguments(replace(pool.options, host=_host(pool), interface=None), place())
+    options = replace(pool.options, host=_host(pool), interface=None)
+    arguments = scripts.master_arguments(options, place_of(pool))
     if leashed is not None:
         arguments.append("--leash")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW

@@ -88,6 +88,12 @@ def remove(pool: Pool) -> None:
         recorded = load(pool.name)
         if recorded is not None and recorded.started_at == pool.started_at:
             _path(pool.name).unlink()
+            key_path(pool.name).unlink()
+
+
+def key_path(name: str) -> Path:
+    """Where the key of that cluster is kept when it was given in the environment."""
+    return private_directory("slurm") / f"{name}.key"
 
 
 def names() -> List[str]:

@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence
 
+from .. import rendezvous
 from ..errors import CwmpError, SlurmError, UsageError
-from ..home import home
+from ..home import home, write_private
 from . import commands, records, scripts
 from .records import Group, Pool
 
@@ -25,15 +26,27 @@ ENDED_GROUPS = 20
 _MAIN = Path(__file__).resolve().parent.with_name("__main__.py")
 
 
-def place() -> scripts.Place:
-    """This installation, as the scripts name it."""
-    key_file = None if "CWMP_AUTHKEY" in os.environ else os.environ.get("CWMP_AUTHKEY_FILE")
+def place(name: str) -> scripts.Place:
+    """This installation, as the scripts of the cluster `name` tell of it."""
+    given = os.environ.get("CWMP_AUTHKEY_FILE")
+    key_file = str(records.key_path(name)) if "CWMP_AUTHKEY" in os.environ else given
     return scripts.Place(
         python=sys.executable,
         main=str(_MAIN),
         home=str(home()),
         key_file=None if key_file is None else os.path.abspath(key_file),
     )
+
+
+def place_of(pool: Pool) -> scripts.Place:
+    """The same, and a key that we have in $CWMP_AUTHKEY is where the scripts will look for it.
+
+    SLURM gets neither the key nor a variable with it: it keeps both for its administrators to see.
+    """
+    key = os.environ.get("CWMP_AUTHKEY")
+    if key is not None:
+        write_private(records.key_path(pool.name), rendezvous.find_key(key))
+    return place(pool.name)
 
 
 def make_log_directory(pool: Pool) -> None:
@@ -51,7 +64,7 @@ def make_log_directory(pool: Pool) -> None:
 def submit_master(pool: Pool) -> str:
     """Submit the master and record it; returns its job's id. Needs the record's lock."""
     with undisturbed():
-        pool.master_job = _submitted(pool, scripts.master_script(pool.options, place()), "-master")
+        pool.master_job = _submitted(pool, scripts.master_script(pool.options, place_of(pool)), "-master")
         records.save(pool)
     return pool.master_job
 
@@ -68,7 +81,7 @@ def submit_workers(pool: Pool, count: int, *, avoid: Sequence[str] = ()) -> List
     while count > 0:
         size = count if pool.options.layout == "job" else min(count, ARRAY_SIZE)
         with undisturbed():
-            job = _submitted(pool, scripts.workers_script(pool.options, place(), size, avoid))
+            job = _submitted(pool, scripts.workers_script(pool.options, place_of(pool), size, avoid))
             groups.append(Group(job=job, count=size, submitted_at=time.time(), layout=pool.options.layout))
             pool.groups.append(groups[-1])
             records.save(pool)

@@ -111,7 +111,7 @@ def test_no_script_carries_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CWMP_AUTHKEY", "very-secret")
     for layout in ("array", "job"):
         options = Options(layout=layout)
-        place = submission.place()
+        place = submission.place("c")
         both = scripts.master_script(options, place) + scripts.workers_script(options, place, 2)
         assert "very-secret" not in both and "--authkey " not in both
 
@@ -121,7 +121,7 @@ def test_the_place_is_this_installation(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CWMP_AUTHKEY_FILE", "key")
-    place = submission.place()
+    place = submission.place("c")
     assert os.path.isabs(place.python) and os.path.isfile(place.main) and os.path.isabs(place.home)
     assert place.key_file == str(tmp_path / "key"), "a job may begin in another directory"
 
