@@ -18,8 +18,8 @@ from tests.waiting import wait_until
 
 def begin(user: User, *arguments: object) -> subprocess.Popen[str]:
     """`cwmp-slurm`, started and not waited for."""
-    streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-    return user.lab.start(user.host, user.argv("slurm", *arguments), env=user.environment(), **streams)
+    argv = user.argv("slurm", *arguments)
+    return user.lab.start(user.host, argv, env=user.environment(), stdin=subprocess.DEVNULL)
 
 
 def signal_it(lab: Lab, number: signal.Signals) -> None:
