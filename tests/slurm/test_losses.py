@@ -59,6 +59,19 @@ def test_a_node_that_reboots(lab: Lab, user: User) -> None:
     user.stop()
 
 
+def test_a_node_of_a_job_of_several_nodes(lab: Lab, user: User) -> None:
+    user.start("--layout", "job", workers=3, slots=3)
+    program = user.program(seconds=0.3)
+    node = nodes_beside_the_master(user, lab)[0]
+    program.wait_for_runs_on(node, 3)
+    lab.shut_down(node)
+    lab.declare_dead(node)
+    user.wait_for_workers(2)
+    program.finish(run_again=3)
+    assert len(user.workers()) == 2, "the others stay"
+    user.stop()
+
+
 # --- workers --------------------------------------------------------------------------------
 
 
@@ -120,7 +133,7 @@ def work_until_the_end_of(victim: str, user: User) -> None:
 def test_an_end_that_is_moved_near(lab: Lab, user: User) -> None:
     user.start("--time", 30, workers=2)
     victim = user.workers()[0]["slurm_job"]
-    lab.set_end_time(victim, in_s=20)
+    lab.set_end_time(victim, in_s=40)  # SLURM looks every 30 s: once before that
     work_until_the_end_of(victim, user)
     user.stop()
 
