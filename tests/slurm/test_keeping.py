@@ -7,6 +7,8 @@ import time
 from contextlib import contextmanager
 from typing import Iterator
 
+import pytest
+
 from tests.slurm.hosts import end
 from tests.slurm.lab import Lab
 from tests.slurm.users import SILENCE_S, SOON_S, User
@@ -77,6 +79,7 @@ def test_the_pool_grows_with_the_queue(user: User) -> None:
         user.stop()
 
 
+@pytest.mark.limits
 def test_a_setup_that_is_broken_is_given_up_with_its_reason(lab: Lab, user: User) -> None:
     user.slurm("-n", 1, "--master", "here", "--setup", "module load nonesuch", "start")
     with keeping(user, "keep") as keeper:

@@ -130,6 +130,7 @@ def work_until_the_end_of(victim: str, user: User) -> None:
     program.finish(run_again=0)
 
 
+@pytest.mark.limits
 def test_an_end_that_is_moved_near(lab: Lab, user: User) -> None:
     user.start("--time", 30, workers=2)
     victim = user.workers()[0]["slurm_job"]

@@ -94,6 +94,7 @@ def test_script_prints_what_start_submits(lab: Lab, odd_user: User) -> None:
     odd_user.stop()
 
 
+@pytest.mark.limits
 def test_stop_from_elsewhere_while_slurm_is_away(lab: Lab, odd_user: User) -> None:
     odd_user.start(workers=1)
     lab.stop_controller()
