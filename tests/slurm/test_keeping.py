@@ -11,7 +11,7 @@ import pytest
 
 from tests.slurm.hosts import end
 from tests.slurm.lab import Lab
-from tests.slurm.users import SILENCE_S, SOON_S, User
+from tests.slurm.users import SILENCE_S, User
 from tests.waiting import wait_until
 
 
@@ -40,11 +40,7 @@ def test_a_dead_worker_is_replaced(lab: Lab, user: User) -> None:
         victim = user.workers()[0]["slurm_job"]
         lab.slurm("scancel", victim)
         cancelled = time.monotonic()
-        wait_until(
-            lambda: victim not in {worker["slurm_job"] for worker in user.workers()},
-            timeout_s=SOON_S,
-            describe=lab.report,
-        )
+        user.wait_until_gone(victim)
         user.wait_for_workers(2)
         print(f"cancelled worker replaced after {time.monotonic() - cancelled:.1f} s")
         program.finish(run_again=1)
@@ -67,6 +63,18 @@ def test_a_worker_on_a_vanished_node_is_replaced_before_slurm_notices(lab: Lab, 
         user.wait_for_workers(2)
         print(f"vanished worker replaced after {time.monotonic() - crashed:.1f} s")
         lab.declare_dead(lost)
+        user.stop()
+
+
+@pytest.mark.limits
+def test_workers_whose_time_is_up_in_mid_run_are_replaced(user: User) -> None:
+    user.start("--sbatch", "--time=1", workers=2)
+    with keeping(user, "keep"):
+        program = user.program("futures", seconds=0.5)
+        for worker in user.workers():
+            user.wait_until_gone(worker["slurm_job"], timeout_s=70)
+        user.wait_for_workers(2)
+        program.finish(run_again=0)
         user.stop()
 
 

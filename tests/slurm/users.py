@@ -100,6 +100,14 @@ class User:
             describe=lambda: str(self.workers(cluster)),
         )
 
+    def wait_until_gone(self, worker: str, *, timeout_s: float = SOON_S) -> None:
+        """Until the master has lost the worker of that SLURM job."""
+        wait_until(
+            lambda: worker not in {known["slurm_job"] for known in self.workers()},
+            timeout_s=timeout_s,
+            describe=lambda: str(self.workers()),
+        )
+
     def logs(self) -> str:
         """What masters and workers have said."""
         files = sorted((self.home / "logs").glob("*"))
