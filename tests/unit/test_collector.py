@@ -9,7 +9,8 @@ from typing import Any, Iterator, List
 import pytest
 
 from cwmp import collector as collector_room
-from cwmp.collector import Collector
+from cwmp.collector import Collector, Spin
+from cwmp.cpus import CpuCount
 from cwmp.frames import header
 from cwmp.transport import RETURN, Wire, dump_message
 from tests.waiting import wait_until
@@ -145,3 +146,23 @@ def test_what_visitors_have_read_is_acknowledged(side: Side, monkeypatch: pytest
     thread.join(10)
     side.master.deadline(10)
     assert b"collect" in side.master.recv_bytes()
+
+
+def test_looking_pays_until_it_was_in_vain_some_times_in_a_row() -> None:
+    spin = Spin()
+    for found in (False, False, True, False, False):
+        assert spin.pays()
+        spin.note(found)
+    assert spin.pays()
+    spin.note(found=False)
+    rests = [spin.pays() for _ in range(collector_room._PAUSE)]
+    assert not any(rests) and spin.pays()
+
+
+def test_with_one_processor_nobody_looks_without_sleeping(monkeypatch: pytest.MonkeyPatch) -> None:
+    for count, looks in ((1, False), (2, True)):
+        monkeypatch.setattr(collector_room, "usable_cpus", lambda count=count: CpuCount(count, "as told"))
+        side = Side()
+        assert (side.collector._spin is not None) == looks
+        side.wire.close()
+        side.master.close()
