@@ -353,7 +353,7 @@ class Master:
             if events:
                 collect.peer.answer((seq, events))
                 collect.sent, collect.when = seq, self.now()
-                if self.broker.has_events(client, seq):
+                if client in self.collects and self.broker.has_events(client, seq):  # else it has just gone
                     self.touched.add(client)
 
     def _sweep(self, now: float) -> None:

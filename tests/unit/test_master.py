@@ -83,3 +83,26 @@ def test_a_worker_lost_while_it_is_served_costs_the_others_nothing(
     assert "an error of its own" not in caplog.text
     wire.call(RESULT_QUEUE, "report", ident, {"outcomes": [(lease[0], 0, b"r") for lease in leases]}, True)
     assert client.call(JOB_QUEUE, "status")["jobs"]["done"] == 2
+
+
+def test_a_client_lost_while_it_is_told_costs_the_others_nothing(
+    members: Members, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also those whose news are due in the same round."""
+    wire, ident = members.worker(room=4)
+    collecting: List[Wire] = []
+    for _ in range(4):
+        submit, client = members.join("client")
+        collecting.append(members.join("client", member=client)[0])
+        submit.call(JOB_QUEUE, "put", client, [(1, b"f", b"x")], True)
+        collecting[-1].request(RESULT_QUEUE, "collect", client, 0)
+        wait_until(lambda: client in members.master.collects)  # noqa: B023
+    for lost in list(members.master.collects.values())[:2]:
+        lost.peer.channel.sock = BrokenSocket(lost.peer.channel.sock)  # type: ignore[assignment]
+    leases: List[Any] = []
+    while len(leases) < 4:
+        leases += wire.reply()
+    wire.request(RESULT_QUEUE, "report", ident, {"outcomes": [(lease[0], 0, b"r") for lease in leases]}, True)
+    for told in collecting[2:]:
+        assert told.reply() == (1, [(1, 0, b"r")])
+    assert "an error of its own" not in caplog.text
