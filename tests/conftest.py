@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import threading
 from pathlib import Path
 from typing import Dict, Iterator, List, Set
@@ -12,7 +13,23 @@ import pytest
 
 from tests.waiting import wait_until
 
+ROOT = Path(__file__).resolve().parents[1]
 _VARIABLES = ("CWMP_MASTER", "CWMP_NAME", "CWMP_AUTHKEY", "CWMP_AUTHKEY_FILE")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--large."""
+    parser.addoption(
+        "--large", action="store_true", help="have all but the tiniest values travel as large ones do"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With --large: here, and in every process that the tests start."""
+    if config.getoption("--large"):
+        places = [str(ROOT / "tests" / "large"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))
+        runpy.run_path(str(ROOT / "tests" / "large" / "sitecustomize.py"))
 
 
 @pytest.fixture(autouse=True)
