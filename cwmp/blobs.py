@@ -19,12 +19,13 @@ _IDLE_SHARE = 4  # idle blobs take up at most this part of the limit
 class _Blob:
     """One blob and who needs it."""
 
-    __slots__ = ("holders", "is_result", "lasting", "pins", "size")
+    __slots__ = ("holders", "is_result", "lasting", "named", "pins", "size")
 
-    def __init__(self, size: int, is_result: bool) -> None:
+    def __init__(self, size: int, named: bool, is_result: bool) -> None:
         self.size = size
+        self.named = named  # by its bytes, so that whoever brings the same finds it
         self.is_result = is_result
-        self.lasting = not is_result  # kept when nobody needs it: the same bytes may come again
+        self.lasting = named  # kept when nobody needs it: the same bytes may come again
         self.pins = 0
         self.holders: Set[int] = set()  # clients
 
@@ -80,11 +81,14 @@ class Store:
 
     # --- in ----------------------------------------------------------------------------------
 
-    def arrive(self, client: int, name: str, size: int) -> bool:
-        """A client has brought a blob, and holds it; False if it is here already."""
+    def arrive(self, client: int, name: str, size: int, *, named: bool = True) -> bool:
+        """A client has brought a blob, and holds it; False if it is here already.
+
+        One that is not `named` by its bytes nobody else will ever ask for.
+        """
         known = self.hold(client, name, size)
         if not known:
-            self._add(name, size, is_result=False).holders.add(client)
+            self._add(name, size, named).holders.add(client)
         self._waiting.append((client, size))
         self._make_room()
         return not known
@@ -95,7 +99,7 @@ class Store:
         if blob is None:
             return False
         _check_size(blob, name, size)
-        blob.lasting = not blob.is_result
+        blob.lasting = blob.named
         blob.holders.add(client)
         self._wake(name)
         return True
@@ -105,15 +109,15 @@ class Store:
         name, size = ref
         if name in self._blobs:
             raise UsageError(f"the large value {name} was brought before")
-        self._add(name, size, is_result=True)
+        self._add(name, size, named=False, is_result=True)
         self.results += size
         pins = self.pin((ref,))
         assert pins is not None
         self._make_room()
         return pins
 
-    def _add(self, name: str, size: int, is_result: bool) -> _Blob:
-        blob = self._blobs[name] = _Blob(size, is_result)
+    def _add(self, name: str, size: int, named: bool, is_result: bool = False) -> _Blob:
+        blob = self._blobs[name] = _Blob(size, named, is_result)
         self.used += size
         return blob
 
@@ -192,7 +196,7 @@ class Store:
         self.used -= blob.size
         if blob.is_result:
             self.results -= blob.size
-        elif not blob.lasting:
+        elif blob.named and not blob.lasting:
             self.forgotten.append(name)
         self.doomed.append(name)
 

@@ -6,11 +6,12 @@ their own, and only those that the master does not have.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from typing import Any, Callable, Dict, List, Optional, Protocol, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Protocol, Sequence, Tuple, Union
 
-from . import packing, shelf
+from . import defaults, packing, shelf
 from .errors import BlobLost, ConnectError, MasterLost, PayloadError
 from .messages import Ref
 from .transfers import Damaged, Transfer
@@ -21,16 +22,22 @@ Arrival = Tuple[str, str, int]
 """(name it was written under, name, size)"""
 
 Brought = Tuple[str, Optional[memoryview], Optional[str]]
-"""The name of bytes, their map if there is one, and as which file they have yet to be offered, if so."""
+"""The name of bytes, their map if one was made, and as which file they have yet to be offered, if so."""
 
 
 class Carrier(Protocol):
     """The way of one client."""
 
-    def bring(self, staged: str, pieces: Sequence[packing.Buffer]) -> Brought:
-        """Bring these bytes to the shelf, as the file `staged` if they are not there."""
+    def bring(self, staged: str, pieces: Sequence[packing.Buffer], named: bool) -> Brought:
+        """Bring these bytes to the shelf, as the file `staged` if they are not there.
 
-    def fetch(self, ref: Ref, lasting: bool) -> memoryview:
+        `named`: others may look for them by their digest.
+        """
+
+    def view(self, ref: Ref) -> Optional[memoryview]:
+        """The bytes that were brought, where they can be seen."""
+
+    def fetch(self, ref: Ref, lasting: bool) -> Union[memoryview, packing.Source]:
         """The bytes of a blob, as `packing.Fetch`; they may be written to. Raises BlobLost."""
 
     def close(self) -> None:
@@ -49,7 +56,7 @@ class LocalCarrier:
     def __init__(self, directory: str) -> None:
         self._directory = directory
 
-    def bring(self, staged: str, pieces: Sequence[packing.Buffer]) -> Brought:
+    def bring(self, staged: str, pieces: Sequence[packing.Buffer], named: bool) -> Brought:
         """Write them. The digest is that of the file: somebody may change the pieces meanwhile."""
         try:
             size = shelf.write(self._directory, staged, pieces)
@@ -58,12 +65,22 @@ class LocalCarrier:
                 raise MasterLost(f"{self._directory} has been removed: the master is gone") from error
             where = f"{self._directory}: {error.strerror}"
             raise PayloadError(f"a large value cannot be written to {where}") from error
+        if not named and size < defaults.NAMED_FROM:
+            return staged, None, staged
         mapped = shelf.view(self._directory, (staged, size))
         return shelf.digest_of(mapped), mapped, staged
 
-    def fetch(self, ref: Ref, lasting: bool) -> memoryview:
+    def view(self, ref: Ref) -> Optional[memoryview]:
+        """Map them."""
+        with contextlib.suppress(BlobLost):
+            return shelf.view(self._directory, ref)
+        return None
+
+    def fetch(self, ref: Ref, lasting: bool) -> Union[memoryview, packing.Source]:
         """Map or copy them; what is changed there is changed for nobody else."""
-        if lasting and ref[1] < _MAPPED_BYTES:
+        if not lasting:
+            return shelf.Source(self._directory, ref)
+        if ref[1] < _MAPPED_BYTES:
             return shelf.read(self._directory, ref)
         return shelf.view(self._directory, ref, private=True)
 
@@ -81,7 +98,7 @@ class RemoteCarrier:
         self._sending = threading.Lock()  # one upload at a time
         self._receiving = threading.Lock()
 
-    def bring(self, staged: str, pieces: Sequence[packing.Buffer]) -> Brought:
+    def bring(self, staged: str, pieces: Sequence[packing.Buffer], named: bool) -> Brought:
         """Send them, unless the master has them; once more if they arrive damaged."""
         name = shelf.digest_of_all(pieces)
         if self._is_there(name, sum(memoryview(piece).nbytes for piece in pieces)):
@@ -98,6 +115,10 @@ class RemoteCarrier:
             except ConnectError as error:
                 raise MasterLost(f"a large value could not be sent, twice: {error}") from error
 
+    def view(self, ref: Ref) -> Optional[memoryview]:
+        """They are elsewhere."""
+        return None
+
     def _is_there(self, name: str, size: int) -> bool:
         """Whether the master has these bytes; from now on it holds them for us."""
         answers: List[Any] = []
@@ -111,7 +132,7 @@ class RemoteCarrier:
         answered.wait()
         return bool(answers[0] == [])
 
-    def fetch(self, ref: Ref, lasting: bool) -> memoryview:
+    def fetch(self, ref: Ref, lasting: bool) -> Union[memoryview, packing.Source]:
         """Receive them; once more if they arrive damaged."""
         with self._receiving:
             try:

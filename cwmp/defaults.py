@@ -143,6 +143,11 @@ INLINE_MAX = 64 << 10
 """Bytes of a pickled value, or of one buffer in it, that ride in the queues; larger ones become blobs.
 Smaller: small jobs pay for a file. Larger: queues and connections carry more, and every copy of it."""
 
+NAMED_FROM = 2 << 20
+"""A large value of at least so many bytes that is brought on the master's own machine is named by their
+digest, so that others who bring the same bytes find it. Smaller: time for digests of values that nobody
+sends again. Larger: programs that send the same bytes each keep their own."""
+
 SHELF_MIN_BYTES = 1 << 30
 """Large values are kept in /dev/shm where it has at least so much room, else in the directory for
 temporary files. Smaller: a container's tiny /dev/shm is chosen and fills up."""
@@ -160,6 +165,10 @@ LOADED_SHARED = 64
 
 HOLD_COUNT = 64
 """How many of them at most."""
+
+HOLD_UNNAMED = 8
+"""How many of those below `NAMED_FROM`. Larger: their memory is used again later, when no processor has it
+in its cache any more."""
 
 LARGE_WARNING_BYTES = 64 << 20
 """A job with a single value larger than this, not shared, is worth a warning."""

@@ -38,9 +38,10 @@ class Depot:
         self.shelf = shelf.Shelf(directory)
         self.store = Store(limit if limit is not None else shelf.default_limit(self.shelf.path))
         self._notify = notify
-        self._arrived: Set[str] = set()  # names of results, which are not named by their bytes
+        self._arrived: Set[str] = set()  # those of them that are not named by their bytes
         self._next_look = time.monotonic() + defaults.LEFTOVER_S
         self._transfers = transfers.Server(self.shelf.path)
+        self._remover = shelf.Remover(self.shelf.path)
 
     def __str__(self) -> str:
         return f"keeping up to {self.store.limit / 2**30:.1f} GiB of large values in {self.shelf.path}"
@@ -83,7 +84,10 @@ class Depot:
         if shelf.size_of(self.shelf.path, staged) != size:
             log.warning("client %s announced a large value that is not there", client)
             return False
-        if self.store.arrive(client, name, size):
+        if name == staged:
+            self.store.arrive(client, name, size, named=False)
+            self._arrived.add(name)
+        elif self.store.arrive(client, name, size):
             os.rename(os.path.join(self.shelf.path, staged), os.path.join(self.shelf.path, name))
         else:
             shelf.remove(self.shelf.path, [staged])
@@ -121,7 +125,7 @@ class Depot:
         """Remove what is not needed any more, and tell clients of the room."""
         doomed, self.store.doomed = self.store.doomed, []
         if doomed:
-            shelf.remove(self.shelf.path, doomed)
+            self._remover.remove(doomed)
             self._arrived.difference_update(doomed)
         for client, size in self.store.granted():
             self._notify(client, (0, GRANTED, [size]))
@@ -161,6 +165,7 @@ class Depot:
     def close(self) -> None:
         """Remove everything."""
         self._transfers.close()
+        self._remover.close()
         self.shelf.close()
 
 

@@ -152,7 +152,7 @@ class Larder:
 
     def _on_fetched(self, name: str, size: int, error: Optional[str]) -> None:
         if error is None:
-            self._store.arrive(_US, name, size)
+            self._store.arrive(_US, name, size, named=shelf.is_digest(name))
             self._store.granted()  # nobody here waits for room
             self._held.add(name)
         ready: List[Lease] = []

@@ -210,8 +210,15 @@ def refer(handle: Any) -> Tuple[Any, Sequence[Ref]]:
 
 # --- back together --------------------------------------------------------------------------
 
-Fetch = Callable[[Ref, bool], memoryview]
-"""The bytes of a blob; True: they become part of an object, and are kept for as long as that lives."""
+class Source(Protocol):
+    """Bytes that can be read where they are needed."""
+
+    def read_into(self, target: memoryview, at: int) -> None:
+        """Fill `target` with the bytes from `at` on. Raises BlobLost."""
+
+
+Fetch = Callable[[Ref, bool], Union[memoryview, Source]]
+"""The bytes of a blob. With True in memory: they become part of an object, for as long as that lives."""
 
 
 def put_together(packed: Packed, fetch: Fetch) -> Any:
@@ -220,33 +227,62 @@ def put_together(packed: Packed, fetch: Fetch) -> Any:
         return pickle.loads(packed)
     layout, refs = packed
     stream, buffers = pickle.loads(layout)
-    fetched: Dict[Tuple[int, bool], memoryview] = {}
+    fetched: Dict[Tuple[int, bool], Any] = {}
 
-    def piece(span: Span, lasting: bool) -> Any:
-        if isinstance(span, bytes):
-            return span
-        index, begin, length = span
+    def bytes_of(index: int, lasting: bool) -> Any:
         key = index, lasting
         if key not in fetched:
             fetched[key] = fetch(refs[index], lasting)
-        return fetched[key][begin : begin + length]
+        return fetched[key]
 
-    pieces = [piece(span, False) for span in stream]
-    kept = [piece(span, True) for span in buffers]
+    kept = [bytes_of(index, True)[begin : begin + length] for index, begin, length in buffers]
+    pieces = [
+        _Piece(span, 0, len(span)) if isinstance(span, bytes) else _Piece(bytes_of(span[0], False), *span[1:])
+        for span in stream
+    ]
     if len(pieces) == 1:
-        return pickle.loads(pieces[0], buffers=kept)
+        return pickle.loads(pieces[0].all(), buffers=kept)
     return pickle.Unpickler(_Stream(pieces), buffers=kept).load()
+
+
+class _Piece:
+    """A part of a pickle, in memory or to be read."""
+
+    __slots__ = ("_at", "_data", "left")
+
+    def __init__(self, data: Any, at: int, length: int) -> None:
+        self._data = memoryview(data) if isinstance(data, bytes) else data
+        self._at = at
+        self.left = length
+
+    def read_into(self, target: memoryview) -> None:
+        """Fill `target` with the next bytes."""
+        count = len(target)
+        if isinstance(self._data, memoryview):
+            target[:] = self._data[self._at : self._at + count]
+        else:
+            self._data.read_into(target, self._at)
+        self._at += count
+        self.left -= count
+
+    def all(self) -> Buffer:
+        """All of them, in memory."""
+        if isinstance(self._data, memoryview):
+            return self._data[self._at : self._at + self.left]
+        data = bytearray(self.left)
+        self.read_into(memoryview(data))
+        return data
 
 
 class _Stream:
     """The file that an unpickler reads from: pieces, one after the other."""
 
-    def __init__(self, pieces: Sequence[Buffer]) -> None:
-        self._pieces = [memoryview(piece) for piece in reversed(pieces)]
+    def __init__(self, pieces: Sequence[_Piece]) -> None:
+        self._pieces = list(reversed(pieces))
 
     def read(self, size: int = -1) -> bytes:
         """The next `size` bytes, fewer at the end."""
-        data = bytearray(size if size >= 0 else sum(map(len, self._pieces)))
+        data = bytearray(size if size >= 0 else sum(piece.left for piece in self._pieces))
         return bytes(memoryview(data)[: self.readinto(data)])
 
     def readinto(self, target: Any) -> int:
@@ -254,10 +290,12 @@ class _Stream:
         done = 0
         into = memoryview(target)
         while done < len(into) and self._pieces:
-            piece = self._pieces[-1][: len(into) - done]
-            into[done : done + len(piece)] = piece
-            done += len(piece)
-            self._advance(len(piece))
+            piece = self._pieces[-1]
+            count = min(piece.left, len(into) - done)
+            piece.read_into(into[done : done + count])
+            done += count
+            if not piece.left:
+                self._pieces.pop()
         return done
 
     def readline(self) -> bytes:
@@ -269,10 +307,3 @@ class _Stream:
                 break
             line += byte
         return bytes(line)
-
-    def _advance(self, count: int) -> None:
-        rest = self._pieces[-1][count:]
-        if rest:
-            self._pieces[-1] = rest
-        else:
-            self._pieces.pop()

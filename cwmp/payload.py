@@ -87,14 +87,23 @@ NewLot = Callable[[], packing.Lot]
 """Where the large pieces of a value go: called when there are any."""
 
 
+class _Expect:
+    """What the next value will be like, as far as the last one tells: most come in series."""
+
+    large = False
+
+
+_expect = _Expect()
+
+
 def pack(value: Any, new_lot: NewLot, known: Container[str] = NONE) -> Packed:
     """As `dump_value`, but a large value is taken apart: its large pieces go into `new_lot()`."""
     return _pack(value, new_lot, Picklers(known))
 
 
 def _pack(value: Any, new_lot: NewLot, picklers: Picklers) -> Packed:
-    large = False
-    if not _BY_VALUE:
+    large = _expect.large
+    if not (large or _BY_VALUE):
         try:
             data = pickle.dumps(value, _PROTOCOL, buffer_callback=packing.only_small)
             large = len(data) > defaults.INLINE_MAX
@@ -124,10 +133,12 @@ def _pack_by_value_or_apart(value: Any, new_lot: NewLot, picklers: Picklers, lar
             pass
     lot = new_lot()
     try:
-        return packing.take_apart(value, lot, by_value, picklers)
+        packed = packing.take_apart(value, lot, by_value, picklers)
     except BaseException:
         lot.abandon()
         raise
+    _expect.large = isinstance(packed, tuple)
+    return packed
 
 
 def share(value: Any, bring: Callable[[Any], Any]) -> Any:

@@ -15,7 +15,9 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import time
+from queue import SimpleQueue
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Union
 
 from . import defaults
@@ -198,6 +200,42 @@ def remove(directory: str, names: Iterable[str]) -> None:
             os.unlink(os.path.join(directory, name))
 
 
+class Remover:
+    """Removes blobs in a thread of its own: to free a large one takes the system a while."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._doomed: SimpleQueue[Optional[List[str]]] = SimpleQueue()
+        self._count = 0
+        self._thread: Optional[threading.Thread] = None
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove these soon. Their names are free at once."""
+        aside = []
+        for name in names:
+            self._count += 1
+            aside.append(f"x{self._count}")
+            with contextlib.suppress(OSError):
+                os.rename(os.path.join(self._directory, name), os.path.join(self._directory, aside[-1]))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="cwmp-remove", daemon=True)
+            self._thread.start()
+        self._doomed.put(aside)
+
+    def close(self) -> None:
+        """Remove what is left, and end."""
+        self._doomed.put(None)
+        if self._thread is not None:
+            self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            names = self._doomed.get()
+            if names is None:
+                return
+            remove(self._directory, names)
+
+
 def begun_by(directory: str, prefix: str) -> List[str]:
     """The names on a shelf that start with `prefix`."""
     with contextlib.suppress(OSError):
@@ -235,6 +273,29 @@ def read(directory: str, ref: Ref) -> memoryview:
     finally:
         os.close(fd)
     return data
+
+
+class Source:
+    """A blob's file as a source of bytes, read where they are needed."""
+
+    def __init__(self, directory: str, ref: Ref) -> None:
+        self._fd = _open(directory, ref)
+        self._size = ref[1]
+
+    def read_into(self, target: memoryview, at: int) -> None:
+        """Fill `target` with the bytes from `at` on. Raises BlobLost."""
+        done = 0
+        os.lseek(self._fd, at, os.SEEK_SET)
+        while done < len(target):
+            count = os.readv(self._fd, [target[done:] if done else target])
+            if not count:
+                raise BlobLost(f"a large value of {self._size} bytes ends after {at + done}")
+            done += count
+
+    def __del__(self) -> None:
+        fd, self._fd = getattr(self, "_fd", -1), -1
+        if fd >= 0:
+            os.close(fd)
 
 
 def _open(directory: str, ref: Ref) -> int:

@@ -21,7 +21,7 @@ import struct
 import sys
 from collections import OrderedDict
 from time import perf_counter
-from typing import Any, Callable, List, Optional, Sequence, Set
+from typing import Any, Callable, List, Optional, Sequence, Set, Union
 
 from . import defaults, payload, shared, shelf
 from .errors import PayloadError, UsageError
@@ -59,9 +59,9 @@ class Shelf:
             self._prefix = f"{prefix}{os.getpid()}."
         shared.forget(forget)
 
-    def fetch(self, ref: Ref, lasting: bool) -> memoryview:
+    def fetch(self, ref: Ref, lasting: bool) -> Union[memoryview, shelf.Source]:
         """The bytes of a blob, read-only: other slots read them, too."""
-        return shelf.view(self._directory, ref)
+        return shelf.view(self._directory, ref) if lasting else shelf.Source(self._directory, ref)
 
     def dump_result(self, value: Any) -> Packed:
         """A result, packed. Raises PayloadError, naming the type."""

@@ -37,7 +37,7 @@ class _Held:
     def __init__(self, size: int, sample: Any, mapped: Optional[memoryview]) -> None:
         self.size = size
         self.sample = sample
-        self.mapped = mapped
+        self.mapped = mapped  # made when somebody wants to compare
         self.busy = 0  # submits under way that refer to it
         self.shares = 0  # handles
         self.forget = False  # the last handle was dropped: the master need not keep it either
@@ -67,6 +67,9 @@ class Uploads:
         self._count = 0  # names given
         self._ended = False
         self._warned = False
+        self._released: List[str] = []  # held no longer, as the master has yet to be told
+        self._forgotten: List[str] = []  # and shared no longer
+        self._tidied = 0.0
         self._dropped: List[Tuple[Ref, ...]] = []  # handles, by finalizers, which may take no lock
         self._waitless: Set[int] = set()  # threads that must not wait
 
@@ -88,7 +91,6 @@ class Uploads:
             for name, _ in refs:
                 if name in self._held:
                     self._held[name].busy -= 1
-            self._tidy(time.monotonic())
 
     def share(self, value: Any) -> Shared:
         """Bring a value that many jobs will use. Raises what its pickling raises."""
@@ -123,7 +125,7 @@ class Uploads:
             if self._ended:
                 return "gone", size  # who submits is told why
             known = self._by_sample.get(sample) if sample is not None else None
-            if known is not None and _equal(self._held[known].mapped, pieces[0]):
+            if known is not None and self._is_same(known, pieces[0], sharing):
                 self._use(known)
                 return known, size
             self._await_room(size)
@@ -136,18 +138,20 @@ class Uploads:
                 "pass the handle",
                 size >> 20,
             )
-        name, mapped, new = self._carrier.bring(staged, pieces)
+        name, mapped, new = self._carrier.bring(staged, pieces, sharing)
         with self._room:
             if self._is_over():
                 return name, size  # who submits is told why
             if name not in self._held:
                 self._held[name] = _Held(size, sample, mapped)
-                if sample is not None and mapped is not None:
+                if sample is not None:
                     self._by_sample[sample] = name
             self._use(name)
             if new is not None:
                 self._ungranted += size
-                self._offer([(new, name, size)], [], [])
+                self._let_go_of_spare(time.monotonic())
+                released, self._released = self._released, []  # in one message with what has come
+                self._offer([(new, name, size)], released, [])
         return name, size
 
     def _is_over(self) -> bool:
@@ -165,6 +169,15 @@ class Uploads:
                 self._use(name)
         return refs
 
+    def _is_same(self, name: str, piece: packing.Buffer, sharing: bool) -> bool:
+        """Whether these are the bytes that were brought before, and will do."""
+        held = self._held[name]
+        if sharing and not shelf.is_digest(name):
+            return False  # a shared value must be known by its bytes
+        if held.mapped is None:
+            held.mapped = self._carrier.view((name, held.size))
+        return _equal(held.mapped, piece)
+
     def _use(self, name: str) -> None:
         held = self._held[name]
         held.busy += 1
@@ -180,7 +193,8 @@ class Uploads:
             )
         if self._has_room(size) or threading.get_ident() in self._waitless:
             return
-        self._tidy(float("inf"))
+        self._let_go_of_spare(float("inf"))
+        self._tell_released()
         self._room.wait_for(lambda: self._has_room(size))
 
     def _has_room(self, size: int) -> bool:
@@ -215,29 +229,38 @@ class Uploads:
 
     def tidy(self) -> None:
         """Hold no longer what was not used for a while; to be called now and then."""
-        if self._held:
+        now = time.monotonic()
+        if self._held and (self._dropped or now - self._tidied > defaults.HOLD_S / 10):
             with self._room:
-                self._tidy(time.monotonic())
+                self._tidied = now
+                self._let_go_of_spare(now)
+                self._tell_released()
 
-    def _tidy(self, now: float) -> None:
-        """Let go of what is old or too much, and of what is shared no more; all of it at the end of time."""
+    def _tell_released(self) -> None:
+        """Tell the master what is held no longer."""
+        released, self._released = self._released, []
+        forgotten, self._forgotten = self._forgotten, []
+        if (released or forgotten) and not self._ended:
+            self._offer([], released, forgotten)
+
+    def _let_go_of_spare(self, now: float) -> None:
+        """Hold nothing that is old or too much, or shared no more; nothing unused at the end of time."""
         while self._dropped:
             self._unshare(self._dropped.pop())
         free = [(name, held) for name, held in self._held.items() if held.free]
         size = sum(held.size for _, held in free)
-        gone = []
+        unnamed = sum(not shelf.is_digest(name) for name, _ in free)
         for left, (name, held) in zip(range(len(free), 0, -1), free):
-            too_much = left > defaults.HOLD_COUNT or (left > 1 and size > self._limit // 8)
-            if held.forget or too_much or now - held.used > defaults.HOLD_S:
-                gone.append((name, held))
+            is_unnamed = not shelf.is_digest(name)
+            too_many = left > defaults.HOLD_COUNT or (is_unnamed and unnamed > defaults.HOLD_UNNAMED)
+            too_much = left > 1 and size > self._limit // 8
+            if held.forget or too_many or too_much or now - held.used > defaults.HOLD_S:
+                unnamed -= is_unnamed
                 size -= held.size
-        for name, held in gone:
-            del self._held[name]
-            if self._by_sample.get(held.sample) == name:
-                del self._by_sample[held.sample]
-        if gone and not self._ended:
-            released = [name for name, held in gone if not held.forget]
-            self._offer([], released, [name for name, held in gone if held.forget])
+                del self._held[name]
+                if self._by_sample.get(held.sample) == name:
+                    del self._by_sample[held.sample]
+                (self._forgotten if held.forget else self._released).append(name)
 
     def _unshare(self, refs: Sequence[Ref]) -> None:
         """One handle of these is gone."""

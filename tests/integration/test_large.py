@@ -203,7 +203,7 @@ def test_many_threads(executor: ClusterExecutor) -> None:
 
 
 def test_the_same_bytes_are_kept_once(cluster: LocalCluster) -> None:
-    array = random_array()
+    array = random_array(defaults.NAMED_FROM)
     with cluster.executor() as executor:
         before = shelves.store(cluster)["count"]
         results = executor.map(total, [array] * 10 + [array.copy()] * 10)
@@ -455,7 +455,7 @@ def test_a_blob_that_is_lost_on_its_way_is_the_jobs_error(
         holding = [executor.submit(jobs.begin_and_wait, *gate.paths) for _ in range(2)]
         gate.wait_for(2)
         wait_until(lambda: see.status(away)["jobs"]["running"] == 2, timeout_s=WAIT_S)
-        doomed = executor.submit(total, random_array())
+        doomed = executor.submit(total, random_array(defaults.NAMED_FROM))
         wait_until(lambda: see.jobs(away)["queued"] == 1, timeout_s=WAIT_S)
         vandalise(shelves.store(away)["directory"], how)
         gate.open()
