@@ -208,6 +208,11 @@ class Store:
         return found
 
     @property
+    def idle(self) -> int:
+        """Bytes of blobs that nobody needs now."""
+        return self._idle_bytes
+
+    @property
     def restless(self) -> bool:
         """Whether there is something to remove, or somebody to tell of room."""
         return bool(self.doomed or self._waiting)

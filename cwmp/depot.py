@@ -160,7 +160,8 @@ class Depot:
     def status(self) -> Dict[str, Any]:
         """The state as plain values."""
         store = self.store
-        return {"count": len(store), "bytes": store.used, "limit": store.limit, "directory": self.shelf.path}
+        sizes = {"bytes": store.used, "idle": store.idle, "limit": store.limit}
+        return {"count": len(store), **sizes, "directory": self.shelf.path}
 
     def close(self) -> None:
         """Remove everything."""
