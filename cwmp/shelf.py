@@ -110,7 +110,7 @@ def sweep() -> List[str]:
         with contextlib.suppress(OSError):
             for name in os.listdir(parent):
                 path = os.path.join(parent, name)
-                if name.startswith(_prefix()) and _is_deserted(path):
+                if name.startswith(_prefix()) and is_deserted(path):
                     shutil.rmtree(path, ignore_errors=True)
                     removed.append(path)
     return removed
@@ -118,7 +118,7 @@ def sweep() -> List[str]:
 
 def sweep_one(path: str) -> None:
     """Remove this shelf if its owner has died."""
-    if _is_deserted(path):
+    if is_deserted(path):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -126,8 +126,8 @@ def _prefix() -> str:
     return f"cwmp-{os.geteuid()}-"
 
 
-def _is_deserted(path: str) -> bool:
-    """Whether a shelf is ours (this user's), and no living process owns it."""
+def is_deserted(path: str) -> bool:
+    """Whether a shelf is this user's, and no living process owns it."""
     try:
         if os.lstat(path).st_uid != os.geteuid():
             return False
