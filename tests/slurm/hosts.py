@@ -43,6 +43,7 @@ class Host:
         unshare = ["unshare", "--fork", "--kill-child", "--pid", "--mount-proc", "--net", "--uts", "--mount"]
         if base is None and not _PRIVILEGED:
             unshare += ["--user", "--map-root-user"]
+        self.pid = 0
         enter = base.entering(as_root=True) if base else []
         self._holder = subprocess.Popen(
             [*enter, *unshare, sys.executable, "-I", "-S", str(_INIT), name, str(hosts_file)],
@@ -111,7 +112,8 @@ class Host:
 
     def kill(self) -> None:
         """End the host as a power cut does: the kernel kills all that runs there, at once."""
-        for process in reversed(descendants(self._holder)):
+        # Process 1 first: with it goes the whole host in one go, so that nobody there sees others die.
+        for process in sorted(descendants(self._holder), key=lambda process: process.pid != self.pid):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self._holder.kill()
