@@ -85,6 +85,9 @@ class FunctionDumper:
         is added to those of the function, so that the next call can name it, too.
         """
         data, keys = self._dump(function)
+        small = payload.pack_small((args, kwargs))
+        if small is not None:
+            return data, small, keys
         picklers = references.Picklers(keys)
         call = payload.dump_call(args, kwargs, self._new_lot, picklers)
         if picklers.met and type(call) is bytes and self._extend(function, picklers.met):

@@ -21,6 +21,7 @@ from .references import NONE, Picklers, at_hand
 
 _PROTOCOL = 5
 _MAIN = b"__main__"
+_only_small = packing.only_small
 _BY_VALUE = cloudpickle.cloudpickle._PICKLE_BY_VALUE_MODULES  # the registry itself: its copy costs too much
 
 Call = Tuple[Tuple[Any, ...], Dict[str, Any]]
@@ -94,6 +95,18 @@ class _Expect:
 
 
 _expect = _Expect()
+
+
+def pack_small(value: Any) -> Optional[bytes]:
+    """What `pack` makes of most values, at once; None where there is more to it."""
+    if not (_expect.large or _BY_VALUE):
+        try:
+            data = pickle.dumps(value, _PROTOCOL, buffer_callback=_only_small)
+            if len(data) <= defaults.INLINE_MAX and _MAIN not in data:
+                return data
+        except Exception:
+            pass  # `pack` does it, or tells
+    return None
 
 
 def pack(value: Any, new_lot: NewLot, known: Container[str] = NONE) -> Packed:

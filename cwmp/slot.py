@@ -148,8 +148,12 @@ class Slot:
             here.attempt = attempt
             try:
                 target = self._load(function)
-                args, kwargs = payload.load_call(call, self._shelf.fetch)
-                data = self._shelf.dump_result(target(*args, **kwargs))
+                if type(call) is bytes:
+                    args, kwargs = pickle.loads(call)
+                else:
+                    args, kwargs = payload.load_call(call, self._shelf.fetch)
+                value = target(*args, **kwargs)
+                data = payload.pack_small(value) or self._shelf.dump_result(value)
                 kind = RESULT
             except BaseException as error:
                 data = payload.dump_error(error)
@@ -159,7 +163,7 @@ class Slot:
             ended = perf_counter()
             self._answer(ticket, kind, ended - began, data)
             began = ended
-            target = args = kwargs = None  # type: ignore[assignment]
+            target = args = kwargs = value = None  # type: ignore[assignment]
             self._surroundings.restore()
 
     def _claim(self, generation: int) -> bool:
