@@ -118,7 +118,10 @@ class FunctionDumper:
         if isinstance(pickled, tuple):
             return (data, pickled[1]), keys  # what it needs may be gone the next time
         if captures is not None:
-            known = _Known(self._forgetful_ref(function), place, captures, extras)
+            try:
+                known = _Known(self._forgetful_ref(function), place, captures, extras)
+            except TypeError:  # an object without weak references: perhaps it can't even be called
+                return data, keys
             known.data, known.keys = data, keys
             self._known[id(function)] = known
         return data, keys
