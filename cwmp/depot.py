@@ -127,7 +127,10 @@ class Depot:
         if doomed:
             self._remover.remove(doomed)
             self._arrived.difference_update(doomed)
+        room: Dict[int, int] = {}
         for client, size in self.store.granted():
+            room[client] = room.get(client, 0) + size
+        for client, size in room.items():
             self._notify(client, (0, GRANTED, [size]))
 
     def forgotten(self) -> List[str]:
