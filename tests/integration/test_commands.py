@@ -543,8 +543,8 @@ if __name__ == "__main__":
 SLEEPER = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
-print(os.getpid(), flush=True)
 try:
+    print(os.getpid(), flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
@@ -688,8 +688,11 @@ def test_ctrl_c_in_a_terminal_reaches_the_program_once(own_home: Path, script: C
     ) as terminal:
         assert terminal.stdin is not None
         assert terminal.stdout is not None
-        assert re.fullmatch(rb"\d+\r\n", terminal.stdout.readline())
-        terminal.stdin.write(b"\x03")
-        assert b"interrupted" in terminal.stdout.readline()
-        assert terminal.wait(SOON_S) == 6
+        try:
+            assert re.fullmatch(rb"\d+\r\n", terminal.stdout.readline())
+            terminal.stdin.write(b"\x03")
+            assert b"interrupted" in terminal.stdout.readline()
+            assert terminal.wait(SOON_S) == 6
+        finally:
+            terminal.kill()  # or a failure would wait for the program
     assert files_in(own_home) == []
