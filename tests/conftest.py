@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import threading
 from pathlib import Path
 from typing import Dict, Iterator, List, Set
@@ -25,7 +26,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """With --large: here, and in every process that the tests start."""
+    """Ctrl-C reaches what the tests start. With --large, patch values here and in every such process."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for a shell's background job
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--large"):
         places = [str(ROOT / "tests" / "large"), str(ROOT), os.environ.get("PYTHONPATH", "")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))
