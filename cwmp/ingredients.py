@@ -40,6 +40,7 @@ _BUILT_IN = (
 _CONSTANT_TYPES = {
     "_abc._abc_data",  # what matters of it is found by `_of_abc`
     "_collections._tuplegetter",
+    "collections._tuplegetter",  # the same in newer Pythons
     "dataclasses._FIELD_BASE",
     "dataclasses._HAS_DEFAULT_FACTORY_CLASS",
     "dataclasses._KW_ONLY_TYPE",
