@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import multiprocessing
@@ -477,7 +478,7 @@ def outcome(call: Callable[..., Any], *args: Any) -> Any:
         return type(error)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(st.lists(st.one_of(st.sampled_from(CHANGES), st.none()), max_size=12), st.randoms())
 def test_every_job_sees_the_classes_as_they_were_at_its_submit(
     steps: List[Any], chance: random.Random
@@ -489,7 +490,8 @@ def test_every_job_sees_the_classes_as_they_were_at_its_submit(
         jobs = []
         for change in [*steps, None]:
             if change is not None:
-                exec(change, space)
+                with contextlib.suppress(Exception):  # what it would change may be gone by now
+                    exec(change, space)
             jobs.append((slot.job(space["f"]), outcome(space["f"])))
         for _ in range(2):
             chance.shuffle(jobs)
