@@ -1,7 +1,7 @@
-"""The agent of one node: joins a master, serves it as a `Worker`, and follows it when it moves.
+"""The agent of one node: joins a master, serves it as a `Worker`, and gets back to it when it is gone.
 
-A master that was found by its name may be started anew, here or on another node. Then the agent
-looks it up again and begins afresh: what it held is lost to it, and was never lost to its clients.
+The connection may have broken, or the master was started anew, here or on another node: it is looked up
+again. The slots go on with what they have begun meanwhile.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Agent:
     """A worker process. `run()` blocks; `drain()` ends it from a signal handler.
 
     `find` looks up the master; `wanted` tells which one that is ("at node7:5494"). `slots` jobs run at a
-    time. `leash_fd` is a descriptor whose end of file ends the agent at once. `place` is for large values.
+    time. It waits `wait_s` for a master at first, and `master_timeout_s` for one that it had. `leash_fd` is a
+    descriptor whose end of file ends the agent at once. `place` is for large values.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Agent:
         slots: int,
         grace_s: float = defaults.GRACE_S,
         wait_s: float = defaults.WAIT_S,
+        master_timeout_s: float = defaults.MASTER_TIMEOUT_S,
         say: Callable[[str], None] = print_to_stderr,
         leash_fd: Optional[int] = None,
         place: Place = _ANY_PLACE,
@@ -54,12 +56,13 @@ class Agent:
         self._slots = slots
         self._place = place
         self._wait_s = wait_s
+        self._master_timeout_s = master_timeout_s
         self._say = say
         self._leash_fd = leash_fd
         self._loop = Loop()
         self._departure = Departure(grace_s)  # written by signal handlers, too
         self._limit = TimeLimit(os.environ, self._loop, self._on_end)
-        self._approach = Approach(find, wanted, say=say, pause=self._pause)
+        self._approach = Approach(find, wanted, say=say)
 
     def run(self) -> None:
         """Serve until told to leave.
@@ -74,11 +77,7 @@ class Agent:
         if self._leash_fd is not None:
             self._loop.watch(self._leash_fd, self._on_leash)
         try:
-            lost: Optional[str] = None
-            while not self._departure.under_way:
-                lost = self._stay(lost)
-                if lost is None:
-                    break
+            self._work()
         finally:
             self._limit.close()
             signal.set_wakeup_fd(-1)
@@ -89,34 +88,34 @@ class Agent:
         self._departure.tell()
         self._loop.wake()
 
-    def _stay(self, lost: Optional[str]) -> Optional[str]:
-        """Join and serve; `lost` is why there was no master any more. Returns that of this stay, if so.
-
-        Raises MasterLost where there is no second chance.
-        """
+    def _work(self) -> None:
+        """Join, serve, and come back as often as it takes."""
         worker = Worker(
             self._slots, self._loop, self._departure, self._say, tend=self._limit.tend, place=self._place
         )
         try:
-            try:
-                joined = self._approach.join(self._hello(), self._wait_s, again=lost is not None)
-            except ConnectError as error:
+            joined = self._approach.join(self._hello, self._wait_s, self._pause)
+            while joined is not None:
+                self._announce(joined)
+                lost = worker.serve(joined)
                 if lost is None:
-                    raise
-                raise MasterLost(f"{lost}; {error}") from error
-            if joined is None:
-                return None
-            self._announce(joined)
-            reason = worker.serve(joined)
+                    break
+                joined = self._come_back(worker, joined, lost)
         finally:
             worker.close()
-        if reason is None:
-            return None
-        lost = f"the master at {joined.place} is gone: {reason}"
-        if not joined.followed:
+
+    def _come_back(self, worker: Worker, joined: Joined, lost: str) -> Optional[Joined]:
+        """A place at the master again, or at its successor; None when told to leave. Raises MasterLost."""
+        lost = f"the master at {joined.place} is gone: {lost}"
+        if worker.dismissed and not joined.followed:
             raise MasterLost(lost)
         self._say(lost)
-        return lost
+        try:
+            return self._approach.join(
+                lambda: {**self._hello(), **worker.card()}, self._master_timeout_s, worker.bide, again=True
+            )
+        except ConnectError as error:
+            raise MasterLost(f"{lost}; {error}") from error
 
     def _hello(self) -> Dict[str, Any]:
         """What we say of ourselves."""

@@ -116,6 +116,14 @@ class Store:
         self._make_room()
         return pins
 
+    def inherit(self, ref: Ref, named: bool) -> Pins:
+        """An earlier owner of the shelf has kept this blob, and somebody still needs it."""
+        self._add(*ref, named)
+        pins = self.pin((ref,))
+        assert pins is not None
+        self._make_room()
+        return pins
+
     def _add(self, name: str, size: int, named: bool, is_result: bool = False) -> _Blob:
         blob = self._blobs[name] = _Blob(size, named, is_result)
         self.used += size

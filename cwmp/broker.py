@@ -19,7 +19,7 @@ from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
 from . import defaults
 from .errors import UsageError
-from .ledger import Ledger, UnknownMember, checked
+from .ledger import checked
 from .messages import ERROR, LOST, RESULT, RUNNING, VANISHED, Event, Job, Lease, Outcome
 from .records import (
     LEASED,
@@ -32,11 +32,10 @@ from .records import (
     WorkerRecord,
     place,
 )
+from .returning import Returning
 
-__all__ = ["Broker", "UnknownMember"]
 
-
-class Broker(Ledger):
+class Broker(Returning):
     """Who has which job, and who gets which next.
 
     >>> broker = Broker()
@@ -52,15 +51,15 @@ class Broker(Ledger):
 
     # --- members -----------------------------------------------------------------------------
 
-    def join_client(self, facts: Dict[str, Any]) -> int:
-        """A client program introduces itself; returns its id."""
-        ident = next(self._idents)
+    def join_client(self, facts: Dict[str, Any], ident: Optional[int] = None) -> int:
+        """A client program introduces itself; returns its id, the one that it had if that is free."""
+        ident = self._free(ident)
         self._clients[ident] = ClientRecord(ident, facts)
         return ident
 
-    def join_worker(self, facts: Dict[str, Any], now: float) -> int:
-        """A worker introduces itself; returns its id."""
-        ident = next(self._idents)
+    def join_worker(self, facts: Dict[str, Any], now: float, ident: Optional[int] = None) -> int:
+        """A worker introduces itself; returns its id, the one that it had if that is free."""
+        ident = self._free(ident)
         self._workers[ident] = WorkerRecord(ident, facts, now)
         return ident
 
@@ -71,19 +70,17 @@ class Broker(Ledger):
             return
         client.gone = True
         self.cancelled += client.queued
-        self.queued -= client.queued
-        client.queued = 0
+        self._note_unqueued(client, client.queued)
         client.queue.clear()
         client.open.clear()
         client.events.clear()
         client.result_pins.clear()
-        if client in self._ready:
-            self._ready.remove(client)
 
     def leave_worker(self, ident: int) -> None:
         """A worker says goodbye: what it still holds is queued again and charged to nobody."""
         worker = self._workers.pop(ident, None)
         if worker is not None:
+            self._drop_offers_of(worker)
             for job in reversed(list(worker.held.values())):
                 self._requeue(job)
 
@@ -97,6 +94,7 @@ class Broker(Ledger):
         touched: Set[int] = set()
         if worker is None:
             return touched
+        self._drop_offers_of(worker)
         # With no more jobs than slots none waited behind another, so all had started.
         slots = worker.facts.get("slots")
         all_started = isinstance(slots, int) and len(worker.held) <= slots
@@ -143,10 +141,12 @@ class Broker(Ledger):
         A number that is open already is left as it is. Raises UnknownMember.
         """
         client = self._client(ident)
+        client.requests += 1
         append, opened = client.queue.append, client.open
         function = client.last_function  # equal functions stay one object in memory
         added = 0
-        vanished = False
+        eventful = False
+        offers = self._offers
         try:
             for number, new_function, call in jobs:
                 if number in opened:
@@ -156,21 +156,21 @@ class Broker(Ledger):
                 if type(call) is not bytes or type(new_function) is not bytes:
                     large = self._large_job(client, number, new_function, call)
                     if large is None:
-                        vanished = True
+                        eventful = True
                         continue
                     job = opened[number] = large
                 else:
                     if new_function != function:
                         function = client.last_function = new_function
                     job = opened[number] = JobRecord(client, number, function, call)
+                if offers and self._is_offered(job):
+                    eventful = eventful or number not in opened
+                    continue
                 append(job)
                 added += 1
         finally:
-            if added and not client.queued:
-                self._ready.append(client)
-            client.queued += added
-            self.queued += added
-        return vanished
+            self._note_queued(client, added)
+        return eventful
 
     def _large_job(self, client: ClientRecord, number: int, function: Any, call: Any) -> Optional[JobRecord]:
         """The record of a job that refers to blobs; None, and an event, if one of them is not here."""
@@ -185,6 +185,7 @@ class Broker(Ledger):
     def cancel(self, ident: int, numbers: Iterable[int]) -> List[int]:
         """Withdraw those of `numbers` that are still queued; returns them. Raises UnknownMember."""
         client = self._client(ident)
+        client.requests += 1
         withdrawn = []
         for number in [checked(number, int) for number in numbers]:
             job = client.open.get(number)
@@ -194,14 +195,10 @@ class Broker(Ledger):
             job.state = WITHDRAWN
             job.clear()
             withdrawn.append(number)
-        client.queued -= len(withdrawn)
-        self.queued -= len(withdrawn)
+        self._note_unqueued(client, len(withdrawn))
         self.cancelled += len(withdrawn)
-        if len(client.queue) > 2 * client.queued + 64:
+        if len(client.queue) > 2 * client.queued + 64 or not client.queued:
             client.queue = deque(job for job in client.queue if job.state == QUEUED)
-        if withdrawn and not client.queued:
-            client.queue.clear()
-            self._ready.remove(client)
         return withdrawn
 
     def take(self, ident: int, room: int) -> List[Lease]:
@@ -270,18 +267,11 @@ class Broker(Ledger):
                     self._lose(worker, held.pop(ticket, None), "a large result of it did not arrive", touched)
                     continue
             job = held.pop(ticket, None)
-            if job is None:
+            if job is not None:
+                if self._conclude(job, kind, data, pins):
+                    touched.add(job.client.ident)
+            elif not (worker.offered and self._keep_outcome(worker, ticket, (kind, data, pins))):
                 self.stale += 1
-                continue
-            self.done += kind == RESULT
-            self.failed += kind != RESULT
-            client = job.client
-            if not client.gone:
-                del client.open[job.number]
-                client.events.append((job.number, kind, data))
-                touched.add(client.ident)
-                if pins is not None:
-                    client.result_pins.append((client.acknowledged + len(client.events), pins))
         return touched
 
     def running(self, ident: int, tickets: Iterable[int]) -> Set[int]:
@@ -304,11 +294,12 @@ class Broker(Ledger):
         details = checked(cause, dict)
         job = worker.held.pop(checked(ticket, int), None)
         if job is None:
+            self._drop_offer(worker, ticket)
             self.stale += 1
             return touched
         job.deaths = job.deaths or []
         job.deaths.append({**place(worker, job), **details, "attempt": job.attempt})
-        if len(job.deaths) >= self.max_attempts:
+        if len(job.deaths) >= (job.client.max_attempts or self.max_attempts):
             self._give_up(job, touched)
         else:
             self._requeue(job)
@@ -316,8 +307,12 @@ class Broker(Ledger):
 
     def give_back(self, ident: int, tickets: Iterable[int]) -> None:
         """A worker returns leases that it will not run; they go first in line, uncharged."""
-        held = self._worker(ident).held
-        jobs = [held.pop(ticket) for ticket in [checked(t, int) for t in tickets] if ticket in held]
+        worker = self._worker(ident)
+        held = worker.held
+        wanted = [checked(ticket, int) for ticket in tickets]
+        jobs = [held.pop(ticket) for ticket in wanted if ticket in held]
+        for ticket in wanted if worker.offered else ():
+            self._drop_offer(worker, ticket)
         for job in reversed(jobs):
             self._requeue(job)
 
@@ -367,18 +362,6 @@ class Broker(Ledger):
         """Whether `collect(ident, after)` has anything to give. Raises UnknownMember."""
         client = self._client(ident)
         return client.acknowledged + len(client.events) > after
-
-    def _requeue(self, job: JobRecord) -> None:
-        """Put a job that was leased first in its client's line."""
-        client = job.client
-        if client.gone:
-            return
-        job.state = QUEUED
-        client.queue.appendleft(job)
-        if not client.queued:
-            self._ready.append(client)
-        client.queued += 1
-        self.queued += 1
 
     def _give_up(self, job: JobRecord, touched: Set[int]) -> None:
         """End a job that took too many processes with it."""

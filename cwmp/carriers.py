@@ -9,12 +9,16 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from typing import Any, Callable, Dict, List, Optional, Protocol, Sequence, Tuple, Union
+from itertools import count
+from typing import Any, Callable, Dict, List, Optional, Protocol, Sequence, Tuple, TypeVar, Union
 
 from . import defaults, packing, shelf
 from .errors import BlobLost, ConnectError, MasterLost, PayloadError
 from .messages import Ref
+from .patience import pauses
 from .transfers import Damaged, Transfer
+
+_T = TypeVar("_T")
 
 _MAPPED_BYTES = 4 << 20  # parts of results at least so large are mapped, others copied: a map costs a file
 
@@ -40,8 +44,14 @@ class Carrier(Protocol):
     def fetch(self, ref: Ref, lasting: bool) -> Union[memoryview, packing.Source]:
         """The bytes of a blob, as `packing.Fetch`; they may be written to. Raises BlobLost."""
 
+    def go_to(self, transfer: Transfer) -> None:
+        """The master is elsewhere now."""
+
     def close(self) -> None:
         """Hang up."""
+
+    def abandon(self) -> None:
+        """This process is a copy of the one that has the session."""
 
 
 def carrier_to(store: Dict[str, Any], transfer: Transfer, offer: Callable[..., None]) -> Carrier:
@@ -55,6 +65,7 @@ class LocalCarrier:
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
+        self._stay = shelf.Stay(directory)
 
     def bring(self, staged: str, pieces: Sequence[packing.Buffer], named: bool) -> Brought:
         """Write them. The digest is that of the file: somebody may change the pieces meanwhile."""
@@ -84,8 +95,16 @@ class LocalCarrier:
             return shelf.read(self._directory, ref)
         return shelf.view(self._directory, ref, private=True)
 
+    def go_to(self, transfer: Transfer) -> None:
+        """The files are where they were."""
+
     def close(self) -> None:
-        """Nothing was opened."""
+        """We need the shelf no longer. If the master was killed, who else would remove it."""
+        self._stay.end()
+
+    def abandon(self) -> None:
+        """It is the other process that stays."""
+        self._stay.forget()
 
 
 class RemoteCarrier:
@@ -97,23 +116,27 @@ class RemoteCarrier:
         self._offer = offer
         self._sending = threading.Lock()  # one upload at a time
         self._receiving = threading.Lock()
+        self._closed = threading.Event()
 
     def bring(self, staged: str, pieces: Sequence[packing.Buffer], named: bool) -> Brought:
         """Send them, unless the master has them; once more if they arrive damaged."""
         name = shelf.digest_of_all(pieces)
         if self._is_there(name, sum(memoryview(piece).nbytes for piece in pieces)):
             return name, None, None
+        tries = count(1)
+
+        def send() -> Brought:
+            # Each time under another name: the master may not have noticed yet that the last one broke off.
+            again = f"{staged}.{next(tries)}"
+            return self._outward.put(again, pieces), None, again
+
         with self._sending:
             try:
-                return self._outward.put(staged, pieces), None, staged
-            except (Damaged, ConnectError):
-                again = f"{staged}.2"  # the master may not have noticed yet that the first one broke off
-            try:
-                return self._outward.put(again, pieces), None, again
+                return self._persistently(send)
             except Damaged as error:
                 raise PayloadError(f"a large value could not be sent, twice: {error}") from error
             except ConnectError as error:
-                raise MasterLost(f"a large value could not be sent, twice: {error}") from error
+                raise MasterLost(f"a large value could not be sent: {error}") from error
 
     def view(self, ref: Ref) -> Optional[memoryview]:
         """They are elsewhere."""
@@ -136,13 +159,24 @@ class RemoteCarrier:
         """Receive them; once more if they arrive damaged."""
         with self._receiving:
             try:
-                return self._receive(ref)
-            except (Damaged, ConnectError):
-                pass
-            try:
-                return self._receive(ref)
+                return self._persistently(lambda: self._receive(ref))
             except (Damaged, ConnectError) as error:
                 raise BlobLost(f"a large part of the result could not be fetched, twice: {error}") from error
+
+    def _persistently(self, attempt: Callable[[], _T]) -> _T:
+        """Damage is an error the second time; a broken connection is, when there is no way back."""
+        damaged = False
+        for pause_s in pauses():
+            try:
+                return attempt()
+            except Damaged:
+                if damaged:
+                    raise
+                damaged = True
+            except ConnectError:
+                if self._closed.wait(pause_s):
+                    raise
+        raise AssertionError("pauses end")
 
     def _receive(self, ref: Ref) -> memoryview:
         data = memoryview(bytearray(ref[1]))
@@ -156,7 +190,16 @@ class RemoteCarrier:
         self._inward.get(ref, take)
         return data
 
+    def go_to(self, transfer: Transfer) -> None:
+        """Connect there from now on."""
+        self._outward.go_to(transfer)
+        self._inward.go_to(transfer)
+
     def close(self) -> None:
         """Hang up."""
+        self._closed.set()
         self._outward.close()
         self._inward.close()
+
+    def abandon(self) -> None:
+        """The connections are the other process's."""

@@ -7,9 +7,8 @@ import threading
 from types import TracebackType
 from typing import Any, Callable, Hashable, List, Optional, Set, Type, Union
 
-from . import rendezvous
-from .dial import locate
 from .errors import DuplicateJob, UsageError
+from .membership import membership_of
 from .messages import RUNNING
 from .outcomes import settle
 from .session import Event, Session
@@ -33,6 +32,10 @@ class ClientThread(threading.Thread):
     this user, then localhost. Any hashable is a job id, and many threads may submit. With `max_pending`
     `submit` waits while so many jobs are open, so a program of endless jobs needs no more memory.
 
+    A job whose slot dies is run again until it has had `max_attempts` (3). When the master is gone, this
+    waits `master_timeout` seconds ($CWMP_MASTER_TIMEOUT, else 300) for it to come back, before open jobs end
+    as MasterLost.
+
     >>> def done(jobid, result):                          # doctest: +SKIP
     ...     print(jobid, result)
     >>> with ClientThread(done) as client:                # doctest: +SKIP
@@ -49,6 +52,8 @@ class ClientThread(threading.Thread):
         authkey: Union[bytes, str, None] = None,
         on_error: Optional[OnError] = None,
         max_pending: Optional[int] = None,
+        max_attempts: Optional[int] = None,
+        master_timeout: Optional[float] = None,
     ) -> None:
         if max_pending is not None and (type(max_pending) is not int or max_pending < 1):
             raise UsageError(f"max_pending must be a whole number from 1 up, or None, not {max_pending!r}")
@@ -56,7 +61,7 @@ class ClientThread(threading.Thread):
         self._max_pending = max_pending
         self._callback = callback
         self._on_error = on_error
-        self._where = (host, port, authkey)
+        self._membership = membership_of(host, port, authkey, max_attempts, master_timeout)
         self._session: Optional[Session] = None
         lock = threading.RLock()  # guards `_open` and `_unfinished`
         self._ended = threading.Condition(lock)  # notified when no job is unfinished
@@ -68,9 +73,7 @@ class ClientThread(threading.Thread):
     def start(self) -> None:
         """Connect and begin. Raises ConnectError, WrongKey or VersionMismatch."""
         if self._session is None:
-            host, port, authkey = self._where
-            where = locate(lambda: rendezvous.find(host, port, authkey=authkey))
-            self._session = Session(*where, self._on_events)
+            self._session = Session(self._membership, self._on_events)
         super().start()
 
     def submit(self, jobid: Hashable, func: Callable[..., Any], *args: Any, **kwargs: Any) -> None:

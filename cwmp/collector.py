@@ -82,6 +82,17 @@ class Collector:
         self._when = time.monotonic()
         self._wire.request(RESULT_QUEUE, "collect", self._ident, 0)
 
+    def go_on(self, wire: Wire, ident: int, anew: bool) -> None:
+        """Read from another connection; `anew`: its master counts from the beginning. Raises OSError."""
+        with self._turn:
+            self._wire, self._ident, self._broken = wire, ident, None
+            self._seen = 0 if anew else self._seen
+            self._acknowledged = self._seen
+            self._arrivals = select.poll()
+            self._arrivals.register(wire.sock, select.POLLIN)
+        self._when = time.monotonic()
+        wire.request(RESULT_QUEUE, "collect", ident, self._seen)
+
     def read(self, pass_on: Callable[[List[Any]], bool]) -> None:
         """Wait for the next events and pass them on. Raises EOFError, OSError or a CwmpError.
 

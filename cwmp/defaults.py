@@ -28,6 +28,35 @@ CONNECT_S = 5.0
 WAIT_S = 60.0
 """How long a worker waits for a master that is not up yet."""
 
+MASTER_TIMEOUT_S = 300.0
+"""How long clients and workers that have lost their master wait for it, or for its successor. Smaller: a slow
+restart costs all open jobs. Larger: it takes longer to say that it is gone for good."""
+
+PRIVATE_MASTER_TIMEOUT_S = 2.0
+"""The same in a cluster of one program: there nobody starts a master again."""
+
+RETURN_TRY_S = 5.0
+"""One attempt to get back to a master. Smaller: slow networks fail. Larger: where packets are swallowed, it
+takes longer to notice that they no longer are."""
+
+WORKER_AWAY_S = 1.5
+"""So long a worker whose connection was closed may take to come back, before its jobs go to others. Smaller:
+a passing fault has them run twice. Larger: jobs of a killed worker wait longer."""
+
+CLIENT_AWAY_S = 20.0
+"""The same for a client, before its jobs are dropped; none is begun meanwhile."""
+
+CLIENT_UNREACHABLE_S = 300.0
+"""The same for a client that did not close its connection: it vanished, and its network may come back.
+Smaller: its jobs are run once more. Larger: what it queued takes up memory for longer."""
+
+HOLD_OFF_S = 3.0
+"""A master that was started anew hands out none of what clients bring from its predecessor for so long, until
+workers have come to say what they run. Smaller: slow ones find their jobs given to others."""
+
+OFFER_S = 60.0
+"""So long it remembers what workers have brought from its predecessor, for clients that have yet to come."""
+
 SPREAD_FROM = 64
 """Agents of one SLURM job that may come in the same moment. Fewer: some come later than they could. More:
 the master proves the key to all of them at once, and nobody gets work meanwhile."""

@@ -6,10 +6,11 @@ the shelf directly; for others a thread moves them, see `transfers`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
-from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
 
 from . import defaults, shelf, transfers
 from .blobs import Pins, Store
@@ -27,15 +28,20 @@ class Depot:
     """What is registered as `BlobStore`, and what the broker and the master ask for blobs.
 
     `directory` is where to make the shelf, `limit` how many bytes it may hold; both have defaults from
-    what the machine has.
+    what the machine has. A shelf of the same `mark` whose master was killed is taken over with all that its
+    members may still name.
     """
 
     exposed = ("offer", "transfer")
 
-    def __init__(self, directory: Optional[str], limit: Optional[int], notify: Notify) -> None:
+    def __init__(self, directory: Optional[str], limit: Optional[int], notify: Notify, mark: str) -> None:
+        self.on_offer: Callable[[int], None] = lambda client: None
+        inherited = shelf.inherit(directory, mark)
         for path in shelf.sweep():
             log.info("removed %s, which a master or worker that was killed had left", path)
-        self.shelf = shelf.Shelf(directory)
+        self.shelf = inherited or shelf.Shelf(directory, mark)
+        # What our predecessor kept, and nobody has claimed yet: name and size.
+        self._unclaimed = {} if inherited is None else shelf.sizes(self.shelf.path)
         self.store = Store(limit if limit is not None else shelf.default_limit(self.shelf.path))
         self._notify = notify
         self._arrived: Set[str] = set()  # those of them that are not named by their bytes
@@ -63,13 +69,15 @@ class Depot:
         """
         if peer.member != ("client", client):
             raise UsageError(f"this connection is not one of client {client!r}")
+        self.on_offer(client)
         missing = []
         for staged, name, size in arrivals:
             shelf.check_name(name)
             if staged:
                 here = self._take_in(client, staged, name, size)
             else:
-                here = self.store.hold(client, name, size)
+                with self._claimed(((name, size),)):
+                    here = self.store.hold(client, name, size)
             if not here:
                 missing.append(name)
         self.store.release(client, released)
@@ -81,6 +89,8 @@ class Depot:
         if not shelf.check_name(staged).startswith(f"c{client}."):
             raise UsageError(f"client {client} cannot bring {staged!r}")
         self.purge()  # or a file that comes again would be removed for its predecessor
+        self._unclaimed.pop(staged, None)
+        self._unclaimed.pop(name, None)
         if shelf.size_of(self.shelf.path, staged) != size:
             log.warning("client %s announced a large value that is not there", client)
             return False
@@ -106,7 +116,8 @@ class Depot:
 
     def pin(self, refs: Any) -> Optional[Pins]:
         """Keep these for as long as what is returned exists; None if one is not here."""
-        return self.store.pin(_checked(refs))
+        with self._claimed(_checked(refs)):
+            return self.store.pin(refs)
 
     def bring_result(self, worker: int, refs: Any) -> Optional[List[Pins]]:
         """Take in the large parts of a result; None if one is not here."""
@@ -115,9 +126,22 @@ class Depot:
             if not name.startswith(f"w{worker}.") or shelf.size_of(self.shelf.path, name) != size:
                 log.warning("worker %s reported a large value that is not there", worker)
                 return None
+            self._unclaimed.pop(name, None)
             pins.append(self.store.bring_result((name, size)))
             self._arrived.add(name)
         return pins
+
+    @contextlib.contextmanager
+    def _claimed(self, refs: Tuple[Ref, ...]) -> Iterator[None]:
+        """Somebody is about to need these: what our predecessor kept of them is ours meanwhile."""
+        pins = []
+        for name, size in refs if self._unclaimed else ():
+            if self._unclaimed.get(name) == size:
+                del self._unclaimed[name]
+                pins.append(self.store.inherit((name, size), named=shelf.is_digest(name)))
+                if not shelf.is_digest(name):
+                    self._arrived.add(name)
+        yield
 
     # --- now and then ------------------------------------------------------------------------
 
@@ -143,13 +167,16 @@ class Depot:
         if role == "client":
             self.store.leave(ident)
         begun = shelf.begun_by(self.shelf.path, f"{role[0]}{ident}.")
-        shelf.remove(self.shelf.path, [name for name in begun if name not in self._arrived])
+        kept = self._arrived | self._unclaimed.keys()
+        shelf.remove(self.shelf.path, [name for name in begun if name not in kept])
 
     def look_for_leftovers(self, now: float) -> None:
         """Remove files that were begun long ago and never announced: who wrote them has failed."""
         if now < self._next_look:
             return
         self._next_look = now + defaults.LEFTOVER_S
+        shelf.remove(self.shelf.path, self._unclaimed)
+        self._unclaimed.clear()
         for name in shelf.begun_by(self.shelf.path, ""):
             if name not in self.store and name[0] in "cw" and not shelf.is_digest(name):
                 path = os.path.join(self.shelf.path, name)

@@ -6,7 +6,8 @@ went wrong around it. All of them survive pickling, and all derive from `CwmpErr
     CwmpError
     ├── UsageError           you: a wrong argument, name or setting
     │   ├── DuplicateJob     you: this job id is still open
-    │   └── KeyFileError     you: a key file is missing, empty or readable by others
+    │   ├── KeyFileError     you: a key file is missing, empty or readable by others
+    │   └── UnknownMember    a peer: it is no member of this cluster, or no longer
     ├── PayloadError         your data: cannot be turned into bytes, or back
     ├── ConnectError         the way to the master: refused, timed out, not found
     │   ├── WrongKey         the master answered, and our key is not its key
@@ -39,6 +40,10 @@ class DuplicateJob(UsageError):
 
 class KeyFileError(UsageError):
     """A key file that is missing, empty, or open to others; the message says what to type."""
+
+
+class UnknownMember(UsageError):
+    """A client or worker that never joined, has left, or was given up for lost."""
 
 
 class PayloadError(CwmpError, pickle.PicklingError, TypeError):

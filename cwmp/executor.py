@@ -10,9 +10,9 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Callable, Iterable, Iterator, List, Optional, Tuple, Type, Union
 
-from . import defaults, rendezvous
-from .dial import locate
+from . import defaults
 from .futures import ClusterFuture
+from .membership import membership_of
 from .messages import RESULT, RUNNING
 from .outcomes import settle, unreadable
 from .payload import load_value
@@ -27,6 +27,10 @@ class ClusterExecutor(Executor):
     `host` is "node", "node:port" or None, which finds the cluster: CWMP_MASTER, the rendezvous of
     this user, then localhost. Raises ConnectError, WrongKey or VersionMismatch.
 
+    A job whose slot dies is run again until it has had `max_attempts` (3). When the master is gone, this
+    waits `master_timeout` seconds ($CWMP_MASTER_TIMEOUT, else 300) for it to come back, before open jobs end
+    as MasterLost.
+
     Leaving a `with` block waits for all jobs, unless an interrupt ends it: Ctrl-C cancels them.
 
     >>> with ClusterExecutor() as executor:                 # doctest: +SKIP
@@ -39,9 +43,11 @@ class ClusterExecutor(Executor):
         port: Optional[int] = None,
         *,
         authkey: Union[bytes, str, None] = None,
+        max_attempts: Optional[int] = None,
+        master_timeout: Optional[float] = None,
     ) -> None:
-        where = locate(lambda: rendezvous.find(host, port, authkey=authkey))
-        self._session = Session(*where, _on_events)
+        membership = membership_of(host, port, authkey, max_attempts, master_timeout)
+        self._session = Session(membership, _on_events)
         self._dispatcher = threading.Thread(
             target=self._session.dispatch, name="cwmp-dispatcher", daemon=True
         )

@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import random
 import time
-from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple, Optional
+from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional
 
 from . import defaults
 from .addresses import LOOPBACK, format_address
 from .dial import reach
 from .errors import ConnectError, VersionMismatch, WrongKey
+from .patience import pauses
 from .rendezvous import Destination
 from .transfers import Transfer
 from .transport import Wire, connect, introduce
 
-_FIRST_PAUSE_S = 0.05
-_LONGEST_PAUSE_S = 1.0
+Hello = Callable[[], Dict[str, Any]]
+"""What to introduce ourselves with, made anew for each attempt."""
+
+Pause = Callable[[float], bool]
+"""Waits for some seconds; returns False when the agent is told to leave."""
 
 Find = Callable[[], Destination]
 """Looks up where the master is; ConnectError while nobody knows."""
@@ -27,50 +31,46 @@ class Joined(NamedTuple):
 
     ident: int
     cluster: str
+    nonce: str  # of the master
     place: str  # host and port of the master
     followed: bool  # it was looked up by name, so it may be looked up again
     store: Dict[str, Any]  # what it keeps large values in
     transfer: Transfer  # the way for those
     take: Wire
     report: Wire
+    known: bool  # whether the master knew us
+    taken: int  # and how many of our reports it had taken, if we came back
 
 
 class Approach:
     """The way of one agent to its master.
 
-    `wanted` is what to call the master while it is waited for. `pause(seconds)` waits; it returns False
-    when the agent is told to leave. `say` gets a line when there is something to wait for.
+    `wanted` is what to call the master while it is waited for. `say` gets a line when there is something to
+    wait for.
     """
 
-    def __init__(
-        self,
-        find: Find,
-        wanted: str,
-        *,
-        say: Callable[[str], None],
-        pause: Callable[[float], bool],
-    ) -> None:
+    def __init__(self, find: Find, wanted: str, *, say: Callable[[str], None]) -> None:
         self._find = find
         self._wanted = wanted
         self._say = say
-        self._pause = pause
 
-    def join(self, hello: Dict[str, Any], wait_s: float, *, again: bool = False) -> Optional[Joined]:
+    def join(self, hello: Hello, wait_s: float, pause: Pause, *, again: bool = False) -> Optional[Joined]:
         """Become a member; None when told to leave before. `again`: the master that we had is gone.
 
         Raises ConnectError after `wait_s`; WrongKey, unless `again`, and VersionMismatch at once.
         """
         deadline = time.monotonic() + wait_s
         told = False
-        spread: Optional[float] = random.random() * spread_s(os.environ)
+        spread = None if again else random.random() * spread_s(os.environ)
+        attempt_s = defaults.RETURN_TRY_S if again else defaults.CONNECT_S + defaults.HANDSHAKE_S
         for pause_s in pauses():
             try:
                 where = self._find()
                 if spread and where.hosts[0] not in LOOPBACK:  # that one is not everybody's
-                    if not self._pause(spread):
+                    if not pause(spread):
                         return None
                 spread = None
-                return _enter(where, hello)
+                return _enter(where, hello(), attempt_s)
             except ConnectError as error:
                 left_s = deadline - time.monotonic()
                 final = isinstance(error, VersionMismatch) or (isinstance(error, WrongKey) and not again)
@@ -79,17 +79,9 @@ class Approach:
                 if not told:
                     self._say(f"waiting up to {left_s:.0f} s for a master {self._wanted}: {error}")
                     told = True
-            if not self._pause(min(pause_s, left_s)):
+            if not pause(min(pause_s, left_s)):
                 break
         return None
-
-
-def pauses() -> Iterator[float]:
-    """Seconds to wait between attempts: more and more, and not the same for every agent."""
-    pause_s = _FIRST_PAUSE_S
-    while True:
-        yield pause_s * random.uniform(0.5, 1.5)
-        pause_s = min(_LONGEST_PAUSE_S, pause_s * 1.5)
 
 
 def spread_s(environ: Mapping[str, str]) -> float:
@@ -103,14 +95,16 @@ def spread_s(environ: Mapping[str, str]) -> float:
     return min(defaults.SPREAD_MAX_S, max(0, agents - defaults.SPREAD_FROM) * defaults.SPREAD_S)
 
 
-def _enter(where: Destination, hello: Dict[str, Any]) -> Joined:
+def _enter(where: Destination, hello: Dict[str, Any], timeout_s: float) -> Joined:
     """Make both connections and introduce ourselves."""
-    host, take = reach(where)
+    host, take = reach(where, timeout_s)
     wires = [take]
     try:
         welcome = introduce(take, hello)
-        wires.append(connect(host, where.port, where.authkey))
-        introduce(wires[1], {**hello, "member": welcome["member"]})
+        further = {key: value for key, value in hello.items() if key != "back"}
+        further["member"] = welcome["member"]
+        wires.append(connect(host, where.port, where.authkey, timeout_s=timeout_s))
+        introduce(wires[1], further)
     except BaseException as error:
         for wire in wires:
             wire.close()
@@ -122,10 +116,13 @@ def _enter(where: Destination, hello: Dict[str, Any]) -> Joined:
     return Joined(
         welcome["member"],
         welcome["name"],
+        welcome["nonce"],
         place,
         where.name is not None,
         welcome["store"],
-        Transfer((host, where.port), where.authkey, {**hello, "member": welcome["member"]}),
+        Transfer((host, where.port), where.authkey, further),
         take,
         wires[1],
+        welcome["known"],
+        welcome["taken"],
     )

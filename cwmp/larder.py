@@ -14,6 +14,7 @@ from .blobs import Pins, Store
 from .errors import BlobLost
 from .messages import ERROR, Lease, Outcome, Ref
 from .porter import BRING, FETCH, OnDone, Porter
+from .transfers import Transfer
 
 _US = 0  # who holds a blob between its arrival and the first lease that needs it
 
@@ -73,9 +74,22 @@ class Larder:
     def __str__(self) -> str:
         return f"keeping up to {self._store.limit / 2**30:.1f} GiB of large values in {self._shelf.path}"
 
+    @property
+    def directory(self) -> str:
+        """Where they are."""
+        return self._shelf.path
+
     def __len__(self) -> int:
         """How many leases wait."""
         return len(self._waiting)
+
+    def tickets(self) -> List[int]:
+        """Of all leases and results that wait here."""
+        return [*self._waiting, *self._leaving]
+
+    def carry_for(self, transfer: Transfer) -> None:
+        """From now on large values come from, and go to, another master."""
+        self._porter.go_to(transfer)
 
     @property
     def leaving(self) -> int:

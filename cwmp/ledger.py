@@ -10,14 +10,10 @@ from itertools import count
 from typing import Any, Deque, Dict, List, Optional, Protocol, Type, TypeVar
 
 from . import defaults
-from .errors import UsageError
-from .records import LEASED, QUEUED, STARTED, ClientRecord, WorkerRecord
+from .errors import UnknownMember, UsageError
+from .records import LEASED, QUEUED, STARTED, ClientRecord, JobRecord, WorkerRecord
 
 _T = TypeVar("_T")
-
-
-class UnknownMember(UsageError):
-    """A client or worker that never joined, has left, or was given up for lost."""
 
 
 class Blobs(Protocol):
@@ -43,9 +39,15 @@ class NoBlobs:
 
 
 class Ledger:
-    """Members and counts."""
+    """Members and counts.
 
-    def __init__(self, max_attempts: int = defaults.MAX_ATTEMPTS, blobs: Optional[Blobs] = None) -> None:
+    Members and hand-outs are numbered from `first` on: two masters that do not begin at the same one do not
+    confuse what one of them has said with what the other has.
+    """
+
+    def __init__(
+        self, max_attempts: int = defaults.MAX_ATTEMPTS, blobs: Optional[Blobs] = None, first: int = 1
+    ) -> None:
         self.max_attempts = max_attempts
         self.blobs: Blobs = blobs or NoBlobs()
         self.queued = 0  # jobs that could be handed out now
@@ -53,15 +55,15 @@ class Ledger:
         self._clients: Dict[int, ClientRecord] = {}
         self._workers: Dict[int, WorkerRecord] = {}
         self._ready: Deque[ClientRecord] = deque()  # clients with queued jobs, next to be served first
-        self._idents = count(1)
-        self._tickets = count(1)
+        self._idents = count(first)
+        self._tickets = count(1 + ((first - 1) << 20))
 
     def status(self, now: float) -> Dict[str, Any]:
         """What there is, as plain values: `jobs`, `workers` and `clients` of `cwmp-status`."""
         running = sum(len(worker.held) for worker in self._workers.values())
         return {
             "jobs": {
-                "queued": self.queued,
+                "queued": sum(client.queued for client in self._clients.values()),
                 "running": running,
                 "done": self.done,
                 "failed": self.failed,
@@ -83,14 +85,41 @@ class Ledger:
             queued = [job for job in client.queue if job.state == QUEUED]
             in_queue = set(map(id, queued))
             assert len(queued) == len(in_queue) == client.queued, "queue count"
-            assert (client in self._ready) == bool(client.queued), "ready list"
+            assert (client in self._ready) == bool(client.queued and not client.away), "ready list"
             assert all(client.open.get(job.number) is job for job in queued), "queued but not open"
             for job in client.open.values():
                 assert (job.state == QUEUED) == (id(job) in in_queue), "open job is nowhere"
                 assert (job.state in (LEASED, STARTED)) == (id(job) in held), "leased to nobody"
-                assert len(job.deaths or ()) < self.max_attempts, "tried too often"
+                assert len(job.deaths or ()) < (client.max_attempts or self.max_attempts), "tried too often"
         assert len(self._ready) == len(set(map(id, self._ready))), "ready twice"
-        assert self.queued == sum(client.queued for client in self._clients.values()), "total count"
+        present = [client for client in self._clients.values() if not client.away]
+        assert self.queued == sum(client.queued for client in present), "total count"
+
+    def _requeue(self, job: JobRecord) -> None:
+        """Put a job that was leased first in its client's line."""
+        client = job.client
+        if client.gone:
+            return
+        job.state = QUEUED
+        client.queue.appendleft(job)
+        self._note_queued(client, 1)
+
+    def _note_queued(self, client: ClientRecord, count: int) -> None:
+        """So many jobs have joined a client's line."""
+        if not client.away:
+            if count and not client.queued:
+                self._ready.append(client)
+            self.queued += count
+        client.queued += count
+
+    def _note_unqueued(self, client: ClientRecord, count: int) -> None:
+        """So many jobs of a client's line became tombstones."""
+        client.queued -= count
+        if client.away:
+            return
+        self.queued -= count
+        if count and not client.queued:
+            self._ready.remove(client)
 
     def _client(self, ident: int) -> ClientRecord:
         try:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Callable, List
 
+from .errors import MasterLost
 from .loop import Channel, Loop
-from .transport import RETURN, Wire, dump_message, load_message
+from .transport import RETURN, Wire, dump_message, failure, load_message
+
+_FAREWELL = failure(MasterLost(""))
 
 
 class Line:
@@ -14,6 +17,8 @@ class Line:
     def __init__(
         self, loop: Loop, wire: Wire, on_reply: Callable[[Any], None], on_lost: Callable[[str], None]
     ) -> None:
+        self.dismissed = False
+        """Whether the master has said that it ends."""
         self._on_reply = on_reply
         self._on_lost = on_lost
         self._channel = Channel(loop, wire.sock, self._on_frames, on_lost, wire.release())
@@ -34,6 +39,7 @@ class Line:
                 self._on_lost(f"it sent something that is no reply ({type(error).__name__}: {error})")
                 return
             if kind != RETURN:
-                self._on_lost(f"it answered: {value}")
+                self.dismissed = str(value).startswith(_FAREWELL)
+                self._on_lost(value[len(_FAREWELL) :] if self.dismissed else f"it answered: {value}")
                 return
             self._on_reply(value)

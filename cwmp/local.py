@@ -10,7 +10,7 @@ import subprocess
 import weakref
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence
 
-from . import cpus
+from . import cpus, defaults
 from .children import START_S, Child, end_children, spawn, wait_ready
 from .errors import UsageError
 from .program import Program, program_arguments, program_environment
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 GRACE_S = 0.5
 """What running jobs get when the cluster stops: the program that wanted their results is done."""
+
+
+# Nobody starts the master of such a cluster again.
+_PRIVATE = {"master_timeout": defaults.PRIVATE_MASTER_TIMEOUT_S}
+_WORKER_TIMEOUT = ["--master-timeout", f"{defaults.PRIVATE_MASTER_TIMEOUT_S:g}"]
 
 
 class LocalCluster:
@@ -56,7 +61,7 @@ class LocalCluster:
             spawn(
                 self._slots,
                 master=[*options, *self._listing()],
-                worker=[*options, "--grace", str(GRACE_S), "--wait", str(START_S)],
+                worker=[*options, "--grace", str(GRACE_S), "--wait", str(START_S), *_WORKER_TIMEOUT],
                 outputs=(_visible_output(), _visible_output()),
                 into=self._children,
             )
@@ -91,17 +96,17 @@ class LocalCluster:
         master, *workers = [child.process.pid for child in self._children]
         return {"master": master, "workers": workers}
 
-    def executor(self) -> ClusterExecutor:
-        """A new ClusterExecutor that uses this cluster."""
+    def executor(self, **options: Any) -> ClusterExecutor:
+        """A new ClusterExecutor that uses this cluster; `options` are its own."""
         from .executor import ClusterExecutor
 
-        return ClusterExecutor(self.address, authkey=self.authkey)
+        return ClusterExecutor(self.address, authkey=self.authkey, **{**_PRIVATE, **options})
 
     def client(self, callback: Callable[[Any, Any], Any], **options: Any) -> ClientThread:
         """A new ClientThread (not started) that uses this cluster; `options` are its own."""
         from .client import ClientThread
 
-        return ClientThread(callback, self.address, authkey=self.authkey, **options)
+        return ClientThread(callback, self.address, authkey=self.authkey, **{**_PRIVATE, **options})
 
     def __enter__(self) -> LocalCluster:
         return self.start()
@@ -156,5 +161,9 @@ def run_program(command: Sequence[str], n: Optional[int] = None, name: Optional[
     arguments = program_arguments(command)
     cluster = _ListedCluster(n, name)
     with Program() as program, cluster:
-        variables = program_environment(CWMP_MASTER=cluster.address, CWMP_NAME=cluster.name)
+        variables = program_environment(
+            CWMP_MASTER=cluster.address,
+            CWMP_NAME=cluster.name,
+            CWMP_MASTER_TIMEOUT=f"{defaults.PRIVATE_MASTER_TIMEOUT_S:g}",
+        )
         return program.run(arguments, variables)

@@ -17,6 +17,9 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Tuple, Union
 from . import defaults
 from .frames import FrameError, FrameReader, header
 
+CLOSED = "closed by the other side"
+"""Why a channel has ended whose peer hung up, or died."""
+
 _WRITE_AT_ONCE_BYTES = 64 << 10
 
 
@@ -235,7 +238,7 @@ class Channel:
             self._lost(os.strerror(error.errno) if error.errno else str(error))
         else:
             if not data:
-                self._lost("closed by the other side")
+                self._lost(CLOSED)
             elif frames:
                 self._on_frames(frames)
 

@@ -8,9 +8,12 @@ served: so what came in together goes out together.
 from __future__ import annotations
 
 import gc
+import hashlib
+import hmac
 import logging
 import os
 import platform
+import random
 import time
 from collections import OrderedDict
 from typing import Any, Dict, List, Optional, Set, Tuple
@@ -18,9 +21,9 @@ from typing import Any, Dict, List, Optional, Set, Tuple
 from . import __version__, defaults
 from .broker import Broker
 from .depot import Depot
-from .errors import UsageError, VersionMismatch
 from .hearsay import whole_number, whole_numbers
 from .loop import Loop
+from .members import CLIENT, WORKER, Member, Members
 from .messages import (
     BLOB_STORE,
     JOB_QUEUE,
@@ -29,7 +32,6 @@ from .messages import (
     Event,
     Job,
     python_minor,
-    refusal,
     said_of_itself,
 )
 from .server import RECEIPT, STANDING, Peer, Server
@@ -37,14 +39,11 @@ from .standing import Collect, Take
 
 log = logging.getLogger("cwmp.master")
 
-CLIENT = "client"
-WORKER = "worker"
-
 
 class JobQueue:
     """What workers and clients call to pass jobs on; `messages` lists the calls."""
 
-    exposed = ("cluster", "join", "put", "cancel", "take", "drain", "status")
+    exposed = ("cluster", "join", "put", "cancel", "alive", "take", "drain", "status")
 
     def __init__(self, master: Master) -> None:
         self._master = master
@@ -54,7 +53,7 @@ class JobQueue:
         return {"name": self._master.name, "nonce": self._master.nonce}
 
     def join(self, peer: Peer, hello: Dict[str, Any]) -> Dict[str, Any]:
-        """Take in a client or worker of our versions; a second connection names its `member`."""
+        """Take in a client or worker of our versions; see `members`."""
         return self._master.join(peer, hello)
 
     def put(self, peer: Peer, client: int, jobs: List[Job], prompt: bool = True) -> Any:
@@ -66,6 +65,10 @@ class JobQueue:
     def cancel(self, peer: Peer, client: int, numbers: List[int]) -> List[int]:
         """Withdraw those of a client's jobs that have not been handed out."""
         return self._master.broker.cancel(client, numbers)
+
+    def alive(self, peer: Peer, client: int, numbers: List[int]) -> List[int]:
+        """Those of a client's jobs that it will hear of (again)."""
+        return self._master.broker.alive(client, whole_numbers(numbers))
 
     def take(self, peer: Peer, worker: int, limit: int) -> Any:
         """From now on send a worker leases, up to `limit` in all until a report changes that."""
@@ -99,6 +102,8 @@ class ResultQueue:
     def report(self, peer: Peer, worker: int, report: Dict[str, Any], prompt: bool = True) -> Any:
         """A worker's news: outcomes, starts, deaths, returned jobs, its limit and facts about itself."""
         broker, touched = self._master.broker, self._master.touched
+        origins = None
+        broker.note_report(worker)
         facts = report.get("facts")
         broker.heard(worker, self._master.now(), said_of_itself(facts) if facts else None)
         try:
@@ -107,7 +112,9 @@ class ResultQueue:
             touched.update(self._master.collects)  # what came before the nonsense has ended
             raise
         if len(report) > 1 or "outcomes" not in report:
-            touched |= broker.running(worker, report.get("running", ()))
+            if "running" in report:
+                touched |= broker.running(worker, report["running"])
+                origins = broker.origins(worker, report["running"])
             for ticket, cause in report.get("died", ()):
                 touched |= broker.died(worker, ticket, cause)
             broker.give_back(worker, report.get("returned", ()))
@@ -115,7 +122,7 @@ class ResultQueue:
                 broker.decline(worker, whole_numbers(report["unfit"]))
             if "limit" in report:
                 self._master.set_limit(worker, report["limit"])
-        return None if prompt else RECEIPT
+        return origins if prompt or origins else RECEIPT
 
     def collect(self, peer: Peer, client: int, after: int) -> Any:
         """From now on send a client its events that follow number `after`; again: up to there it has them."""
@@ -130,8 +137,7 @@ class ResultQueue:
 
     def leave(self, peer: Peer) -> None:
         """The member whose connection this is says goodbye."""
-        if peer.member is not None:
-            self._master.part(peer.member, None)
+        self._master.leave(peer)
 
 
 class Master:
@@ -155,8 +161,9 @@ class Master:
     ) -> None:
         self.name = name
         self.nonce = os.urandom(8).hex()  # tells this master from every other
-        self.depot = Depot(blob_dir, blob_limit, self._notify)
-        self.broker = Broker(blobs=self.depot)
+        self.depot = Depot(blob_dir, blob_limit, self._notify, _mark(name, authkey))
+        self.broker = Broker(blobs=self.depot, first=1 + 1000 * random.SystemRandom().randrange(100_000))
+        self.depot.on_offer = self.broker.note_request
         self.slots: Dict[int, int] = {}  # by worker
         self.let_go: Set[int] = set()  # workers that are told to leave
         self.takes: Dict[int, Take] = {}  # by worker
@@ -167,6 +174,9 @@ class Master:
         self._resting: Set[int] = set()  # workers that had no time for what there was
         self._cut = False  # an answer stopped at MAX_BATCH_BYTES: the next round goes on
         self._started = self.now()
+        self._members = Members(self.broker, name, self.nonce, self.now)
+        self._members.on_away = self._on_away
+        self._members.on_gone = self.part
         self._stopping = False
         self._loop = Loop()
         try:
@@ -174,7 +184,7 @@ class Master:
         except BaseException:
             self.depot.close()
             raise
-        self._server.on_gone = self._on_gone
+        self._server.on_gone = self._members.lose
         self._server.serve(JOB_QUEUE, JobQueue(self), JobQueue.exposed)
         self._server.serve(RESULT_QUEUE, ResultQueue(self), ResultQueue.exposed)
         self._server.serve(BLOB_STORE, self.depot, Depot.exposed)
@@ -197,6 +207,7 @@ class Master:
                 except Exception:  # whatever made it, it must not end everybody's jobs
                     log.exception("the master goes on after an error of its own")
         finally:
+            self._members.say_goodbye("the master was stopped")
             self.depot.close()
             self._server.close()
             self._loop.close()
@@ -209,44 +220,42 @@ class Master:
     # --- members -----------------------------------------------------------------------------
 
     def join(self, peer: Peer, hello: Dict[str, Any]) -> Dict[str, Any]:
-        """Take in a client or worker, or a further connection of one. Raises VersionMismatch."""
-        why = refusal({"protocol": PROTOCOL, "python": python_minor()}, hello)
-        if why:
-            log.warning("%s refused: %s", peer.name, why)
-            raise VersionMismatch(why)
-        role, ident = hello.get("role"), hello.get("member")
-        if role not in (CLIENT, WORKER) or type(ident) not in (int, type(None)):
-            raise UsageError(f"nobody can join as {role!r} {ident!r}")
-        if peer.member is not None:  # a plain BaseManager has one connection for all that it does
-            peer.former.append(peer.member)
-        facts: Dict[str, Any] = {"node": str(hello.get("node")), **said_of_itself(hello)}
-        if ident is None and role == WORKER:
-            if facts.get("slots", 0) < 1:
-                raise UsageError("a worker needs at least one slot")
-            ident = self.broker.join_worker(facts, self.now())
-            self.slots[ident] = facts["slots"]
-        elif ident is None:
-            ident = self.broker.join_client(facts)
-        peer.member = (role, ident)
-        return {"member": ident, "name": self.name, "version": __version__, "store": self.depot.facts()}
+        """Take in a client or worker, a further connection of one, or one that comes back."""
+        welcome = self._members.join(peer, hello)
+        role, ident = self._members.member_of(peer)
+        if role == WORKER and ident not in self.slots:
+            self.slots[ident] = hello["slots"]
+        return {**welcome, "version": __version__, "store": self.depot.facts()}
 
-    def part(self, member: Tuple[Any, ...], lost: Optional[str]) -> None:
-        """A member has left, or (with the reason in `lost`) its connection broke."""
+    def leave(self, peer: Peer) -> None:
+        """The member whose connection this is says goodbye."""
+        if peer.member is not None:
+            self._members.part(peer.member, None)
+
+    def part(self, member: Member, lost: Optional[str]) -> None:
+        """A member has left, or (with the reason in `lost`) was given up."""
         role, ident = member
+        self._on_away(member)
         if role == CLIENT:
-            self.collects.pop(ident, None)
             self.broker.leave_client(ident)
         else:
             self.slots.pop(ident, None)
             self.let_go.discard(ident)
-            self.takes.pop(ident, None)
-            self._hungry.pop(ident, None)
             if lost is None:
                 self.broker.leave_worker(ident)
             elif ident in self.broker.workers():
                 log.warning("worker %s lost: %s", ident, lost)
                 self.touched |= self.broker.lose_worker(ident, lost)
         self.depot.leave(role, ident)
+
+    def _on_away(self, member: Member) -> None:
+        """A member has no connections: nothing can be sent to it."""
+        role, ident = member
+        if role == CLIENT:
+            self.collects.pop(ident, None)
+        else:
+            self.takes.pop(ident, None)
+            self._hungry.pop(ident, None)
 
     def _notify(self, client: int, event: Event) -> None:
         """Give a client an event that is no job's."""
@@ -274,11 +283,6 @@ class Master:
         if take is not None:
             take.peer.answer(None)
         return True
-
-    def _on_gone(self, peer: Peer, reason: str) -> None:
-        for member in (*peer.former, peer.member):
-            if member is not None:
-                self.part(member, f"connection {reason}")
 
     # --- the rounds --------------------------------------------------------------------------
 
@@ -363,7 +367,8 @@ class Master:
             if worker in self.takes:
                 self.set_limit(worker, self.takes[worker].limit)
         for worker in self.broker.expire(now):
-            self.part((WORKER, worker), f"silent for {defaults.SILENT_S:g} s")
+            self._members.part((WORKER, worker), f"silent for {defaults.SILENT_S:g} s")
+        self._members.tend(now)
         for collect in list(self.collects.values()):  # who is found gone is removed
             if now - collect.when >= defaults.POLL_S and not collect.peer.channel.congested:
                 collect.peer.answer((collect.sent, []))  # a sign of life
@@ -391,6 +396,11 @@ class Master:
             "blobs": self.depot.status(),
             **self.broker.status(self.now()),
         }
+
+
+def _mark(name: str, authkey: bytes) -> str:
+    """What a master of this cluster that was started anew knows its predecessor's shelf by."""
+    return hmac.new(authkey, b"shelf of " + name.encode(), hashlib.sha256).hexdigest()
 
 
 def _relax_collector() -> None:

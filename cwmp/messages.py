@@ -7,9 +7,10 @@ plain tuples are what a batch of many small jobs can afford. What users send sta
 
 Methods of `JobQueue`
     cluster() -> {name, nonce}                      anyone: who this is
-    join(hello) -> welcome                          a client or worker introduces itself
+    join(hello) -> welcome                          a client or worker introduces itself, or comes back
     put(client, jobs, prompt)                       client: queue these
     cancel(client, numbers) -> numbers              client: of these, the ones withdrawn
+    alive(client, numbers) -> numbers               client: of these, the ones that it will hear of
     take(worker, limit) -> leases ...               worker: send work, `limit` leases in all; None: drain
     drain(workers) -> workers                       anyone: these get no more jobs, and leave when done
     status() -> dict                                anyone: what `cwmp-status` shows
@@ -17,13 +18,18 @@ Methods of `BlobStore`, for values too large for a message
     offer(client, arrivals, released, forgotten, prompt) -> names  client: these are there, those not needed
     transfer()                                      member: this connection carries bytes from now on
 Methods of `ResultQueue`
-    report(worker, report, prompt)                  worker: outcomes, a new limit, a sign of life
+    report(worker, report, prompt) -> origins       worker: outcomes, a new limit, a sign of life
     collect(client, after) -> (seq, events) ...     client: send events; acknowledges up to `after`
     leave()                                         client or worker: goodbye
 
 `take` and `collect` are standing requests: they are answered once whenever there is something, for as
 long as the connection lasts. `put` and `report` that are not `prompt` are acknowledged at leisure,
-several at a time.
+several at a time. A report that says which jobs run is answered with what they are called by everybody.
+
+A hello with `member` alone is that of a further connection. With `back` as well, the member comes back after
+its connections broke; `back` says where it was (`cluster`, `nonce` of the master), and of a worker what it
+is `holding` (a list of `Held`). The welcome then says whether the master still knew it (`known`), and how
+many of its requests or reports it had `taken`: those are not sent again, later ones are.
 """
 
 from __future__ import annotations
@@ -33,7 +39,7 @@ import platform
 import sys
 from typing import Any, Dict, Optional, Tuple, Union
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Raised whenever a message changes; two sides with different numbers refuse each other."""
 
 JOB_QUEUE = "JobQueue"
@@ -55,6 +61,13 @@ Lease = Tuple[int, int, Packed, Packed]
 
 Outcome = Tuple[int, int, Packed]
 """(ticket, kind, data): how an attempt ended, from the worker."""
+
+Origin = Tuple[int, int]
+"""(client, number): which job an attempt is of, in words that mean the same to every master."""
+
+Held = Tuple[int, Optional[Origin], int]
+"""(ticket, origin, attempt): what a worker says of a lease when it comes back. Without an origin it has not
+begun, or nobody has told."""
 
 Event = Tuple[int, int, Any]
 """(number, kind, data): what became of a job, to its client."""
@@ -90,6 +103,7 @@ _SAID: Dict[str, Tuple[type, ...]] = {
     "ends_in_s": (float, type(None)),  # until the worker's time is up
     "slurm_job": (str,),
     "restarts": (int,),
+    "max_attempts": (int,),
 }
 
 
@@ -113,8 +127,8 @@ def python_minor() -> str:
 def refusal(mine: Dict[str, Any], theirs: Dict[str, Any]) -> Optional[str]:
     """Why the two sides cannot work together, in one sentence; None if they can.
 
-    >>> print(refusal({"protocol": 2}, {"protocol": 1, "role": "worker"}))
-    this worker speaks cwmp protocol 1 and the cluster speaks 2: install the same cwmp on both sides
+    >>> print(refusal({"protocol": 3}, {"protocol": 1, "role": "worker"}))
+    this worker speaks cwmp protocol 1 and the cluster speaks 3: install the same cwmp on both sides
     """
     role = theirs.get("role")
     if theirs.get("protocol") != mine["protocol"]:

@@ -10,12 +10,15 @@ import os
 import signal
 import socket
 import sys
+import time
 from typing import Callable, Dict, List, Optional, Tuple
 
 from . import shelf
+from .errors import ConnectError
 from .guardian import Guardian, close_all_but, die_with_parent
 from .loop import Channel, Loop
 from .messages import Ref
+from .patience import pauses
 from .transfers import Transfer
 from .transport import Wire, dump_message, load_message
 
@@ -56,6 +59,14 @@ class Porter:
         assert self._channel is not None
         self._errands[kind, ref[0]] = ref[1]
         self._channel.send(dump_message((kind, ref[0], ref[1])))
+
+    def go_to(self, transfer: Transfer) -> None:
+        """Another master has the large values now: what is under way begins anew."""
+        self._transfer = transfer
+        if self._channel is not None:
+            self._bury()
+            for (kind, name), size in list(self._errands.items()):
+                self.send(kind, (name, size))
 
     def close(self) -> None:
         """End it, whatever it is doing."""
@@ -121,18 +132,23 @@ def _work(sock: socket.socket, parent: int, directory: str, transfer: Transfer) 
 
 
 def _run(kind: str, ref: Ref, directory: str, transfer: Transfer) -> Optional[str]:
-    """Do one errand, once more if it fails; returns what went wrong."""
-    error: Optional[Exception] = None
-    for _ in range(2):
+    """Do one errand, once more if it fails; returns what went wrong.
+
+    Without a connection it goes on trying: the agent ends this process when there is no hope any more.
+    """
+    errand = _fetch if kind == FETCH else _bring
+    failed = False
+    for pause_s in pauses():
         try:
-            if kind == FETCH:
-                _fetch(ref, directory, transfer)
-            else:
-                _bring(ref, directory, transfer)
+            errand(ref, directory, transfer)
             return None
-        except Exception as failure:
-            error = failure
-    return f"{type(error).__name__}: {error}"
+        except ConnectError:
+            time.sleep(pause_s)
+        except Exception as error:
+            if failed:
+                return f"{type(error).__name__}: {error}"
+            failed = True
+    raise AssertionError("pauses end")
 
 
 def _fetch(ref: Ref, directory: str, transfer: Transfer) -> None:

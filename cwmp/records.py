@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from copy import copy
 from typing import Any, Deque, Dict, List, Optional, Set, Tuple
 
 from . import defaults
@@ -33,6 +34,13 @@ class JobRecord:
     def clear(self) -> None:
         """Keep nothing of what was submitted."""
         self.function = self.call = b""
+
+    def taken_out(self) -> JobRecord:
+        """The same job as a record that stands in no queue; this one becomes a tombstone."""
+        job = copy(self)
+        self.state = WITHDRAWN
+        self.clear()
+        return job
 
 
 class LargeJobRecord(JobRecord):
@@ -65,6 +73,9 @@ class ClientRecord:
         self.acknowledged = 0  # sequence number of the last event dropped from `events`
         self.result_pins: Deque[Tuple[int, object]] = deque()  # with the number of the event that needs them
         self.gone = False
+        self.away = False  # its connection broke: nothing of it is begun until it comes back
+        self.requests = 0  # taken from it since it joined, as it counts them, too
+        self.max_attempts: Optional[int] = facts.get("max_attempts")  # None: the broker's
         self.last_function = b""
 
     def bring_forward(self, share: int, unfit: Set[Any]) -> int:
@@ -87,6 +98,7 @@ class ClientRecord:
         return {
             "id": self.ident,
             **self.facts,
+            "away": self.away,
             "queued": self.queued,
             "running": len(self.open) - self.queued,
         }
@@ -99,6 +111,8 @@ class WorkerRecord:
         self.ident = ident
         self.facts: Dict[str, Any] = {}
         self.held: Dict[int, JobRecord] = {}
+        self.offered: Dict[int, Tuple[int, int]] = {}  # tickets of an earlier master, see `returning`
+        self.reports = 0  # taken from it since it joined, as it counts them, too
         self.used = now  # when it was last heard while it held jobs
         self.draining = False  # it gets no more jobs
         self.ends_at: Optional[float] = None  # when its time is up

@@ -74,6 +74,15 @@ class Peer:
         sock.setblocking(True)
         return sock
 
+    def fail(self, error: CwmpError) -> None:
+        """Send an error for a standing request."""
+        self.channel.send(dump_message((FAILURE, failure(error))))
+
+    def close(self) -> None:
+        """End the connection; nobody is told."""
+        self._server.forget(self)
+        self.channel.close()
+
     def settle(self) -> None:
         """Send the replies that are held."""
         held, self._held = self._held, []

@@ -7,26 +7,26 @@
 If no request is in flight the submitting thread writes itself and does not wait for the reply;
 otherwise the job joins the pending batch, which the reader thread sends as soon as the reply is
 here. So an idle system has no delay and a busy one large batches.
+
+While the connections are broken, jobs join the pending batch; see `link`.
 """
 
 from __future__ import annotations
 
 import logging
-import socket
 import threading
-import time
-from collections import deque
-from typing import Any, Callable, Deque, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Callable, ContextManager, Dict, Iterable, List, Optional, Set, Tuple
 
 from . import at_exit, defaults, payload
 from .collector import Collector
 from .errors import ConnectError, MasterLost
 from .functions import FunctionDumper
-from .membership import join
-from .messages import BLOB_STORE, GRANTED, JOB_QUEUE, RUNNING, Job
+from .link import Link, Settled
+from .membership import Joined, Membership
+from .messages import BLOB_STORE, GRANTED, RUNNING, Job
+from .outbox import OnReply, Request, first_batch
 from .references import HeldClasses
 from .shared import Shared
-from .transfers import Transfer
 from .uploads import Uploads
 
 log = logging.getLogger("cwmp")
@@ -38,44 +38,37 @@ CANCELLED = -2
 Event = Tuple[Any, int, Any]
 """(token, kind, data) of a job; RUNNING is the only kind that does not end it."""
 
-OnReply = Callable[[Any], None]
-
 OnEvents = Callable[[List[Event]], None]
 """Called in the dispatcher thread with events in the order in which they happened."""
 
 
-class Session:
+class Session(Link):
     """The open jobs of one client. Each is known by a *token* of the caller's, given to `submit`.
 
-    Raises ConnectError, WrongKey or VersionMismatch when made. `dispatch()` must run in one thread,
-    the caller's choice; it returns after `close()`, or when the master is lost.
+    `dispatch()` must run in one thread, the caller's choice; it returns after `close()`, or when the master
+    is lost. Raises ConnectError, WrongKey or VersionMismatch.
     """
 
-    def __init__(self, host: str, port: int, authkey: bytes, on_events: OnEvents) -> None:
-        self.place = f"{host}:{port}"
+    def __init__(self, membership: Membership, on_events: OnEvents) -> None:
+        super().__init__(membership)
         self._on_events = on_events
-        # Guards what follows, down to `_replies`. Re-entrant, because the finalizer of an executor may
-        # run, and close us, in whatever our own thread is doing.
-        self._lock = threading.RLock()
-        self._open: Dict[int, Any] = {}  # number -> token; the dispatcher removes without the lock
+        # Guarded by the link's lock, down to `_anew`:
+        self._open: Dict[int, Tuple[Any, Job]] = {}  # (token, job) by number; removed from without the lock
         self._next_number = 0
         self._classes = HeldClasses()  # those that results of open jobs may name
         self._pending: List[Job] = []  # jobs that wait for the prompt put under way
         self._prompt_under_way = False
-        self._replies: Deque[Tuple[float, OnReply]] = deque()  # (due, what to do with it)
+        self._anew = False  # events are counted from the beginning again
         self.cancelling = threading.RLock()
         """Held by who cancels a job, from asking the master to telling those who wait for the job."""
         self._idle = threading.Condition()  # notified when the last open job has ended
         self._telling = False  # events are being passed on
         self._explained = False  # why nothing happens
         self._closing = False  # no further submit
-        self._lost: Optional[str] = None  # why the session has ended
-        self._left = False  # because we have left
-        hello, store, self._submit_wire, self._collect_wire = join(host, port, authkey)
-        self._ident = hello["member"]
-        self._uploads = Uploads(store, Transfer((host, port), authkey, hello), self._offer)
+        self._left = False  # we have left
+        self._uploads = Uploads(self._joined.store, self._joined.transfer, self._offer)
         self._functions = FunctionDumper(self._uploads.new_lot)
-        self._collector = Collector(self._collect_wire, self._ident)
+        self._collector = Collector(self._joined.collect, self._joined.ident)
         self._reader = threading.Thread(target=self._read_replies, name="cwmp-submit", daemon=True)
         self._reader.start()
         at_exit.finish(self)
@@ -99,7 +92,7 @@ class Session:
             job = (number, function_bytes, call)
             sent_before = self._submit_wire.sent
             try:
-                self._open[number] = token
+                self._open[number] = (token, job)
                 self._classes.hold(keys)
                 if self._prompt_under_way:
                     self._pending.append(job)
@@ -128,7 +121,7 @@ class Session:
         with self._lock:
             while self._pending and any(gone):
                 self._put(self._next_batch())
-            message = (self._ident, arrivals, *gone, on_reply is not None)
+            message = (arrivals, *gone, on_reply is not None)
             self._request("offer", *message, on_reply=on_reply or _do_nothing, target=BLOB_STORE)
 
     def _put(self, jobs: List[Job]) -> None:
@@ -139,7 +132,7 @@ class Session:
         """
         prompt = len(jobs) > 1 or bool(self._pending) or len(self._open) > defaults.UNHURRIED
         on_reply = self._on_prompt_put if prompt else _do_nothing
-        self._request("put", self._ident, jobs, prompt, on_reply=on_reply)
+        self._request("put", jobs, prompt, on_reply=on_reply)
         self._prompt_under_way = prompt
 
     def withdraw(self, numbers: Iterable[int]) -> List[int]:
@@ -162,7 +155,7 @@ class Session:
                 arrived.set()
 
             if wanted and self._lost is None:
-                self._request("cancel", self._ident, sorted(wanted), on_reply=on_reply)
+                self._request("cancel", sorted(wanted), on_reply=on_reply)
             else:
                 on_reply([])
         arrived.wait()
@@ -171,21 +164,6 @@ class Session:
             self._open.pop(number, None)
         self._note_idle()
         return withdrawn
-
-    def _request(self, method: str, *args: Any, on_reply: OnReply, target: str = JOB_QUEUE) -> None:
-        """Write one request; with the lock held, so that replies come in the order noted."""
-        awaited = (time.monotonic() + defaults.REPLY_S, on_reply)
-        sent_before = self._submit_wire.sent
-        try:
-            self._replies.append(awaited)
-            self._submit_wire.request(target, method, *args)
-        except OSError as error:
-            self._submit_wire.hang_up()  # the reader sees the end and says so to everybody
-            log.debug("could not send %s: %s", method, error)
-        except BaseException:  # an interrupt: no reply will come to what was not sent
-            if self._submit_wire.sent == sent_before and self._replies and self._replies[-1] is awaited:
-                self._replies.pop()
-            raise
 
     def _on_prompt_put(self, _: Any) -> None:
         """The prompt put was acknowledged: send what has gathered meanwhile."""
@@ -197,29 +175,9 @@ class Session:
 
     def _next_batch(self) -> List[Job]:
         """The pending jobs that fit into one message, oldest first."""
-        pending = self._pending
-        size = 0
-        for count, job in enumerate(pending, 1):
-            size += len(job[2])
-            if count >= defaults.MAX_BATCH_JOBS or size >= defaults.MAX_BATCH_BYTES:
-                self._pending = pending[count:]
-                return pending[:count]
-        self._pending = []
-        return pending
-
-    def _read_replies(self) -> None:
-        """The reader thread: take each reply and do what it was awaited for."""
-        try:
-            while True:
-                try:
-                    value = self._submit_wire.reply()
-                except socket.timeout:
-                    if self._replies and time.monotonic() > self._replies[0][0]:
-                        raise ConnectError(f"no reply within {defaults.REPLY_S:g} s") from None
-                    continue
-                self._replies.popleft()[1](value)
-        except Exception as error:
-            self._lose(error)
+        count, pending = first_batch(self._pending), self._pending
+        self._pending = pending[count:]
+        return pending[:count]
 
     # --- collecting --------------------------------------------------------------------------
 
@@ -227,16 +185,29 @@ class Session:
         """Collect events and pass them to `on_event`, until `close()` or the loss of the master."""
         collector = self._collector
         self._uploads.never_wait()
-        try:
-            collector.start()
-            while True:
+        stay: Optional[int] = 0
+        begun = False
+        while stay is not None:
+            try:
+                if not begun:
+                    begun = True
+                    self._begin_collecting(stay)
                 collector.read(self._pass_on)
                 self._uploads.tidy()
                 if not self._open:
                     collector.stand_aside()
-        except Exception as error:
-            self._lose(error)
+            except Exception as error:
+                stay = self._mend(stay, error)
+                begun = False
         self._end_open_jobs()
+
+    def _begin_collecting(self, stay: int) -> None:
+        """Ask for events over the connections of this stay."""
+        with self._lock:
+            if stay != self._stay:
+                raise ConnectError("they have broken, too")
+            joined, anew, self._anew = self._joined, self._anew, False
+        self._collector.go_on(joined.collect, joined.ident, anew)
 
     def read_for(self, number: int, settle: Callable[[int, Any], bool]) -> None:
         """In a thread that waits for a job: read its end at once if nobody else does; see `Collector.visit`.
@@ -286,15 +257,15 @@ class Session:
         large = False
         self._telling = True  # jobs are not over before their owner knows
         for number, kind, data in events:
-            token = tokens.get(number) if kind == RUNNING else tokens.pop(number, None)
+            job = tokens.get(number) if kind == RUNNING else tokens.pop(number, None)
             if type(data) is tuple:
                 large = True
                 data = (*data, self._uploads.fetch)
-            if token is not None:  # else it was withdrawn, or this is the second time
-                known.append((token, kind, data))
+            if job is not None:  # else it was withdrawn, or this is the second time
+                known.append((job[0], kind, data))
             elif kind == GRANTED:
                 self._uploads.granted(data[0])
-        token = data = None
+        job = data = None
         self._tell(known)
         self._telling = False
         if not tokens:
@@ -317,7 +288,7 @@ class Session:
     def tokens(self) -> List[Any]:
         """The tokens of the jobs that have not ended."""
         with self._lock:  # numbers are only added under it
-            return list(self._open.values())
+            return [token for token, _ in self._open.values()]
 
     def wait_idle(self, timeout_s: Optional[float] = None) -> bool:
         """Wait until no job is open; False if that took longer than `timeout_s`."""
@@ -331,31 +302,27 @@ class Session:
             if self._lost is None:
                 self._left = True
                 self._lost = f"this client has left the master at {self.place}"
-        self._submit_wire.hang_up()
-        self._collect_wire.hang_up()
+        self._membership.give_up()
+        self._hang_up()
 
     def abandon(self) -> None:
         """This process is a copy of the one that made the session: let go of it, and disturb nothing."""
         self._lock = threading.RLock()  # whoever held it does not exist here
+        self._mending = threading.Lock()
         self._idle = threading.Condition()
         self._closing = self._left = True
         self._lost = "it belongs to the process that this one was forked from"
         self._open.clear()
         self._collector.aside = False
         self._uploads.abandon()
-        self._submit_wire.sock.close()  # without a shutdown, which would be for both
-        self._collect_wire.sock.close()
+        for wire in (self._joined.submit, self._joined.collect):
+            wire.sock.close()  # without a shutdown, which would be for both
 
     def close_when_idle(self) -> None:
         """Accept no further job, and leave the cluster once none is open."""
         with self._lock:
             self._closing = True
         self._note_idle()
-
-    @property
-    def lost(self) -> Optional[str]:
-        """Why the session has ended; None while it stands."""
-        return self._lost
 
     def _is_idle(self) -> bool:
         return not self._open and not self._telling
@@ -369,31 +336,90 @@ class Session:
         if self._closing:
             self.close()
 
-    def _lose(self, error: BaseException) -> None:
-        """A connection broke, or was closed by us: wake everybody who waits for it."""
+    # --- another connection ------------------------------------------------------------------
+
+    def _on_away(self) -> None:
+        self._prompt_under_way = True  # jobs join the pending batch
+
+    def _at_rest(self) -> ContextManager[None]:
+        return self._uploads.at_rest()
+
+    def _settle_in(self, joined: Joined) -> Settled:
+        """We are at a master again: send what it does not know."""
+        settled = self._go_on(joined.taken) if joined.known else self._begin_anew(joined)
+        if not self._outbox.holds("put", self._on_prompt_put):
+            self._on_prompt_put(None)
+        return settled
+
+    def _go_on(self, taken: int) -> Settled:
+        """The master knew us, and had taken so many requests."""
+        heard, again = self._outbox.goes_on(taken)
+        settled: Settled = []
+        for request in again:
+            self._request(request.method, *request.args, on_reply=request.on_reply, target=request.target)
+        for request in heard:
+            if request.method == "cancel":  # whose answer was lost: what will not be heard of was withdrawn
+                self._ask_what_is_alive(request)
+            elif request.on_reply != self._on_prompt_put:
+                settled.append((request.on_reply, None))
+        return settled
+
+    def _ask_what_is_alive(self, cancel: Request) -> None:
+        """Find out what became of a request to withdraw jobs."""
+        numbers: List[int] = cancel.args[0]
+
+        def on_reply(alive: Any) -> None:
+            kept = set(alive or ())
+            cancel.on_reply([n for n in numbers if n not in kept and n in self._open])
+
+        self._request("alive", numbers, on_reply=on_reply)
+
+    def _begin_anew(self, joined: Joined) -> Settled:
+        """The master is another one, or has given us up: it gets all open jobs."""
+        settled: Settled = []
+        withdrawn: Set[int] = set()
+        arrivals: List[Any] = []
+        for request in self._outbox.begins_anew():
+            if request.method in ("cancel", "alive"):
+                gone = [number for number in request.args[0] if number in self._open]
+                withdrawn.update(gone)
+                settled.append((request.on_reply, gone if request.method == "cancel" else []))
+            elif request.method == "offer":
+                arrivals += [arrival for arrival in request.args[0] if arrival[0]]
+                settled.append((request.on_reply, None))
+            elif request.method != "put":
+                settled.append((request.on_reply, None))
+        offers = self._uploads.move(joined.store, joined.transfer, arrivals)
+        if offers:
+            self._request("offer", offers, [], [], True, on_reply=self._uploads.missing, target=BLOB_STORE)
+        withdrawn.update(job[0] for job in self._pending)
+        again = [job for number, (_, job) in list(self._open.items()) if number not in withdrawn]
+        self._pending = again + self._pending
+        self._anew = True
+        return settled
+
+    def _lose(self, why: str) -> None:
+        """The session is over: wake everybody who waits for it."""
         with self._lock:
             if self._lost is None:
-                self._lost = f"the master at {self.place} is gone: {str(error) or type(error).__name__}"
-            replies, self._replies = self._replies, deque()
+                self._lost = f"the master at {self.place} {why}"
+            requests = self._outbox.drain()
             self._pending = []
-        self._submit_wire.hang_up()
-        self._collect_wire.hang_up()
         self._uploads.end()
-        for _, on_reply in replies:
-            if on_reply != self._on_prompt_put:
-                on_reply(None)
+        for request in requests:
+            if request.on_reply != self._on_prompt_put:
+                request.on_reply(None)
 
     def _end_open_jobs(self) -> None:
         """In the dispatcher thread, last of all: every job still open has its outcome now."""
         kind = CANCELLED if self._left else MASTER_LOST
         while self._open:
-            _, token = self._open.popitem()
+            _, (token, _) = self._open.popitem()
             self._tell([(token, kind, self._lost)])
             token = None
         self._note_idle()
         self._reader.join(defaults.REPLY_S)
-        self._submit_wire.close()
-        self._collect_wire.close()
+        self._close_wires()
 
 
 def _do_nothing(_: Any) -> None:

@@ -26,6 +26,8 @@ from .messages import Ref
 
 _SHM = "/dev/shm"
 _OWNER = "owner"  # locked by the process whose shelf it is; holds the token
+_MEMBERS = ".members"  # locked, together, by those who use it and wait for another owner if this one dies
+_MARK = ".mark"  # tells an heir of the owner that the shelf is its own now
 _NAME = re.compile(r"[0-9a-z][0-9a-z.]{0,79}")
 
 Buffer = Union[bytes, bytearray, memoryview]
@@ -38,19 +40,30 @@ class Shelf:
     files go. Raises UsageError where that is not possible.
     """
 
-    def __init__(self, parent: Optional[str] = None) -> None:
+    def __init__(self, parent: Optional[str] = None, mark: str = "") -> None:
         parent = parent or default_parent()
         try:
             self.path = tempfile.mkdtemp(prefix=_prefix(), dir=parent)
         except OSError as error:
             raise UsageError(f"cannot keep large values in {parent}: {error.strerror}") from None
         self.token = os.urandom(16).hex()
+        for name, text in ((_MEMBERS, ""), (_MARK, mark)):
+            with open(os.path.join(self.path, name), "x", opener=_private) as file:
+                file.write(text)
         # It gets its name when it is locked already, so that nobody takes us for dead in between.
         aside = os.path.join(self.path, ".owner")
         self._lock = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         os.write(self._lock, self.token.encode())
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         os.rename(aside, os.path.join(self.path, _OWNER))
+
+    @classmethod
+    def taken_over(cls, path: str, lock: int) -> Shelf:
+        """The shelf of an owner that has died, whose lock we hold now."""
+        shelf = cls.__new__(cls)
+        shelf.path, shelf._lock = path, lock
+        shelf.token = os.pread(lock, 100, 0).decode()
+        return shelf
 
     def facts(self) -> Dict[str, str]:
         """What a process on the same machine needs to use this shelf; see `reachable`."""
@@ -68,6 +81,42 @@ class Shelf:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def inherit(parent: Optional[str], mark: str) -> Optional[Shelf]:
+    """The shelf of this mark whose owner has died, if there is one: from now on it is ours."""
+    for path in _shelves((parent,) if parent else (_SHM, tempfile.gettempdir())):
+        with contextlib.suppress(OSError), open(os.path.join(path, _MARK)) as file:
+            if os.lstat(path).st_uid == os.geteuid() and file.read(100) == mark:
+                lock = _locked(os.path.join(path, _OWNER), fcntl.LOCK_EX)
+                if lock is not None:
+                    return Shelf.taken_over(path, lock)
+    return None
+
+
+class Stay:
+    """Keeps another process's shelf from being removed when its owner dies: an heir may come."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock = _locked(os.path.join(path, _MEMBERS), fcntl.LOCK_SH)
+
+    def end(self) -> None:
+        """We need it no longer; if nobody does, it is removed. Idempotent."""
+        self.forget()
+        sweep_one(self._path)
+
+    def forget(self) -> None:
+        """In a process that was forked from the one that stays."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def sizes(directory: str) -> Dict[str, int]:
+    """What is on a shelf: names of blobs, complete or not, and their sizes."""
+    found = {name: size_of(directory, name) for name in os.listdir(directory)}
+    return {name: size for name, size in found.items() if _NAME.fullmatch(name) and name != _OWNER and size}
 
 
 def default_parent() -> str:
@@ -106,14 +155,20 @@ def reachable(facts: Any) -> Optional[str]:
 def sweep() -> List[str]:
     """Remove the shelves of this user whose owners have died; returns their paths."""
     removed = []
-    for parent in {_SHM, tempfile.gettempdir()}:
-        with contextlib.suppress(OSError):
-            for name in os.listdir(parent):
-                path = os.path.join(parent, name)
-                if name.startswith(_prefix()) and is_deserted(path):
-                    shutil.rmtree(path, ignore_errors=True)
-                    removed.append(path)
+    for path in _shelves({_SHM, tempfile.gettempdir()}):
+        if is_deserted(path):
+            shutil.rmtree(path, ignore_errors=True)
+            removed.append(path)
     return removed
+
+
+def _shelves(parents: Iterable[str]) -> List[str]:
+    """The directories there that may be shelves of this user."""
+    found = []
+    for parent in parents:
+        with contextlib.suppress(OSError):
+            found += [os.path.join(parent, name) for name in os.listdir(parent) if name.startswith(_prefix())]
+    return found
 
 
 def sweep_one(path: str) -> None:
@@ -127,20 +182,36 @@ def _prefix() -> str:
 
 
 def is_deserted(path: str) -> bool:
-    """Whether a shelf is this user's, and no living process owns it."""
+    """Whether a shelf is this user's, no living process owns it, and none waits for an heir."""
     try:
         if os.lstat(path).st_uid != os.geteuid():
             return False
-        fd = os.open(os.path.join(path, _OWNER), os.O_RDWR | os.O_NOFOLLOW)
     except OSError:
         return False
+    locks = [_locked(os.path.join(path, name), fcntl.LOCK_EX) for name in (_OWNER, _MEMBERS)]
+    for lock in locks:
+        if lock is not None:
+            os.close(lock)
+    return None not in locks
+
+
+def _locked(path: str, kind: int) -> Optional[int]:
+    """A descriptor of this file that holds its lock; None where others have that, or there is no file."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     except OSError:
-        return False
-    finally:
+        return None
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except OSError:
         os.close(fd)
-    return True
+        return None
+    return fd
+
+
+def _private(path: str, flags: int) -> int:
+    """Opens a file that only its owner can read."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 # --- files ----------------------------------------------------------------------------------

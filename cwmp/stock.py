@@ -191,10 +191,10 @@ class Stock:
                 found.append(index)
         return found
 
-    def at_work_on(self, index: int) -> Optional[int]:
-        """The ticket of the job that a slot runs, if any."""
+    def at_work_on(self, index: int) -> Optional[Lease]:
+        """The lease of the job that a slot runs, if any."""
         leases = self._slots[index].leases
-        return leases[0][0] if leases else None
+        return leases[0] if leases else None
 
     def next_notice(self) -> Optional[float]:
         """When `long_jobs` should be asked again; None: not before something happens."""
@@ -205,6 +205,10 @@ class Stock:
     def busy(self) -> int:
         """Slots that have work."""
         return sum(bool(slot.leases) for slot in self._slots)
+
+    def leases(self) -> List[Lease]:
+        """Everything that is here, begun or not."""
+        return [*self.ready, *(lease for slot in self._slots for lease in slot.leases)]
 
     def handed_out(self) -> List[Tuple[int, List[int]]]:
         """(slot, tickets) of every slot that has work."""

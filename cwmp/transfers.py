@@ -18,7 +18,7 @@ import threading
 from typing import Any, Callable, Dict, Optional, Sequence, Set, Tuple, Union
 
 from . import defaults, shelf
-from .errors import BlobLost, ConnectError, CwmpError, UsageError
+from .errors import BlobLost, ConnectError, CwmpError, UnknownMember, UsageError
 from .messages import BLOB_STORE, Ref
 from .transport import FAILURE, RETURN, connect, dump_message, introduce, load_message
 
@@ -200,6 +200,12 @@ class Transfer:
         """A further connection of the same member."""
         return Transfer(self._address, self._authkey, self._hello)
 
+    def go_to(self, other: Transfer) -> None:
+        """From the next call on connect as `other` would."""
+        if (self._address, self._hello) != (other._address, other._hello):
+            self._address, self._authkey, self._hello = other._address, other._authkey, other._hello
+            self.close()
+
     def get(self, ref: Ref, take: Callable[[memoryview], Any]) -> None:
         """Pass the bytes of a blob to `take`, piece by piece.
 
@@ -258,7 +264,7 @@ class Transfer:
                 introduce(wire, self._hello)
                 wire.request(BLOB_STORE, "transfer")
                 _receive_frame(wire.sock)
-            except (EOFError, OSError) as error:
+            except (EOFError, OSError, UnknownMember) as error:  # unknown: we are on our way back
                 wire.close()
                 raise ConnectError(f"the master takes no large values: {error}") from error
             except BaseException:

@@ -7,14 +7,15 @@ are submitted again; it recognises them by a sample and then by comparing them w
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections import OrderedDict
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 from . import defaults, packing, shelf
-from .carriers import carrier_to
+from .carriers import Arrival, carrier_to
 from .errors import PayloadError, UsageError
 from .messages import Packed, Ref
 from .shared import Shared
@@ -53,12 +54,11 @@ class Uploads:
     """The large values of one session. `store` is what the master has told of its shelf."""
 
     def __init__(self, store: Dict[str, Any], transfer: Transfer, offer: Offer) -> None:
-        self._path = str(store["path"])
+        self._store = store
         self._prefix = f"c{transfer.member}."
         self._limit = int(store["limit"])
         self._window = min(defaults.WINDOW_BYTES, self._limit // 4)
         self._carrier = carrier_to(store, transfer, offer)
-        self.fetch = self._carrier.fetch
         self._offer = offer
         self._room = threading.Condition(threading.RLock())  # guards what follows; notified of grants
         self._held: OrderedDict[str, _Held] = OrderedDict()  # least recently used first
@@ -114,6 +114,10 @@ class Uploads:
                 threading.Thread(target=self.tidy, name="cwmp-free", daemon=True).start()
             except RuntimeError:
                 pass  # the interpreter ends
+
+    def fetch(self, ref: Ref, lasting: bool) -> Union[memoryview, packing.Source]:
+        """The bytes of a part of a result, as `packing.Fetch`. Raises BlobLost."""
+        return self._carrier.fetch(ref, lasting)
 
     # --- bytes -------------------------------------------------------------------------------
 
@@ -220,12 +224,46 @@ class Uploads:
             self._by_sample.clear()
             self._room.notify_all()
         self._carrier.close()
-        shelf.sweep_one(self._path)  # if the master was killed, nobody else may be there to do it
 
     def abandon(self) -> None:
         """This process is a copy of the one that has the session."""
         self._ended = True
         self._room = threading.Condition(threading.RLock())  # whoever held it does not exist here
+        self._carrier.abandon()
+
+    # --- another master ----------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Nothing of this changes meanwhile."""
+        with self._room:
+            yield
+
+    def move(self, store: Dict[str, Any], transfer: Transfer, on_way: Sequence[Arrival]) -> List[Arrival]:
+        """The master is another one, which has been told of nothing: returns what to offer it.
+
+        `on_way` are the arrivals that the one before may never have heard of.
+        """
+        self._prefix = f"c{transfer.member}."
+        if store != self._store:
+            self._carrier.close()
+            self._store, self._limit = store, int(store["limit"])
+            self._carrier = carrier_to(store, transfer, self._offer)
+        self._carrier.go_to(transfer)
+        self._released, self._forgotten = [], []
+        self._ungranted = sum(size for _, _, size in on_way)
+        self._room.notify_all()
+        coming = {name for _, name, _ in on_way}
+        held = [("", name, held.size) for name, held in self._held.items() if name not in coming]
+        return [*on_way, *held]
+
+    def missing(self, names: Sequence[str]) -> None:
+        """The new master does not have these: whoever needs them again brings them again."""
+        with self._room:
+            for name in names:
+                held = self._held.pop(name, None)
+                if held is not None and self._by_sample.get(held.sample) == name:
+                    del self._by_sample[held.sample]
 
     def tidy(self) -> None:
         """Hold no longer what was not used for a while; to be called now and then."""

@@ -1,8 +1,9 @@
-"""One stay at a master: take, report, beat, drain. It runs no user code, so it always answers.
+"""What the agent is to its master: take, report, beat, drain. It runs no user code, so it always answers.
 
-One thread, two connections (take; report and beat) and a pool of slots. When it is told to stop
-it goes in this order: take no more, give back what no slot has begun, let the slots finish as long as
-`departure` allows, kill and give back the rest, report it all, say goodbye.
+One thread, two connections (take; report and beat) and a pool of slots. While the connections are broken
+the slots go on with what they have begun, and what they end is kept until a master takes it. When the
+worker is told to stop it goes in this order: take no more, give back what no slot has begun, let the slots
+finish as long as `departure` allows, kill and give back the rest, report it all, say goodbye.
 """
 
 from __future__ import annotations
@@ -10,27 +11,28 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections import deque
-from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional
 
-from . import defaults, shelf
+from . import defaults
+from .account import Account, given_up
 from .departure import Departure
 from .experience import Experience
 from .joining import Joined
-from .larder import Larder, Place
+from .larder import Place
 from .line import Line
 from .loop import Loop
 from .messages import JOB_QUEUE, RESULT_QUEUE, Outcome
 from .pool import Pool
-from .porter import OnDone, Porter
 from .stock import Stock
+from .values import Values
 
 _ANY_PLACE = Place()
+_LOOK_S = 0.05  # how often dead slots are looked for while there is no master
 _CLOSE_S = 1.0  # from the hang-up to an idle slot's end; later it is killed
 
 
 class Worker:
-    """What an agent is to one master, from `serve` to its end; its slots are up before.
+    """Serves masters, one after the other: `serve` returns why one is gone. The slots stay up.
 
     `departure` says when to leave; `say` gets a line about what happens to slots. `tend(now)` is called every
     few seconds.
@@ -50,8 +52,7 @@ class Worker:
         self._departure = departure
         self._say = say
         self._tend = tend
-        self._place = place
-        self._larder: Optional[Larder] = None  # where the master's shelf can't be used
+        self._joined: Optional[Joined] = None  # where we are, or were last
         self._stock = Stock(slots)
         self._ident = 0
         self._done = 0
@@ -59,17 +60,11 @@ class Worker:
         self._limit_span = 0  # how many of them were still to come when it was set
         self._check_low = True  # whether to ask for more
         self._received = 0  # and has sent
-        self._receipts_due: Deque[float] = deque()  # when, for each report on its way
+        self._account = Account()  # reports on their way, and what is known of their jobs
         self._prompt_under_way = False  # one of them is being waited for
         self._lone_reports = 0  # since leases came
         self._lost: Optional[str] = None  # why the master is gone
         self._left = False  # we have said goodbye
-        # What the next report will carry:
-        self._outcomes: List[Outcome] = []
-        self._running: List[int] = []
-        self._died: List[Tuple[int, Dict[str, Any]]] = []
-        self._returned: List[int] = []
-        self._unfit: List[int] = []  # leases that we have no time for
         self._next_beat = 0.0
         self._next_chore = 0.0
         self._answers_wait = False  # the pool has something to gather
@@ -78,53 +73,88 @@ class Worker:
         self._child_ended = False  # a slot has died or is about to: written by a signal handler
         signal.signal(signal.SIGCHLD, lambda number, frame: self._on_child())
         self._pool = Pool(slots, loop, self._on_child)
+        self._values = Values(place, loop, self._pool, say, self._stock.add, self._outcomes_later)
         self._refill(time.monotonic())
 
     def serve(self, joined: Joined) -> Optional[str]:
         """Work until it is time to leave; returns why the master is gone, if that was the end."""
-        self._ident = joined.ident
-        self._find_large_values(joined)
-        self._take_line = Line(self._loop, joined.take, self._on_leases, self._on_lost)
-        self._report_line = Line(self._loop, joined.report, self._on_receipt, self._on_lost)
-        self._limit = self._limit_span = max(1, self._stock.room())
+        former = self._joined
+        self._open_lines(joined)
+        self._values.settle(joined, former)
+        if former is not None:
+            self._go_on(joined)
+        self._received = 0
+        self._limit = self._limit_span = 0 if self._departure.under_way else max(1, self._stock.room())
         self._take_line.request(JOB_QUEUE, "take", self._ident, self._limit)
         self._serve()
         if self._lost is not None:
-            shelf.sweep_one(joined.store["path"])  # if the master was killed, who else would do it
+            self._stop_beginning()
         return self._lost
+
+    def _open_lines(self, joined: Joined) -> None:
+        self._joined = joined
+        self._ident = joined.ident
+        self._lost = None
+        self._take_line = Line(self._loop, joined.take, self._on_leases, self._on_lost)
+        self._report_line = Line(self._loop, joined.report, self._on_receipt, self._on_lost)
 
     def close(self) -> None:
         """End the slots, and remove what was kept for them."""
-        self._loop.forget(self._pool)
-        if self._larder is not None:
-            self._larder.close()
         self._pool.close(_CLOSE_S)
+        self._values.close()
 
-    def _find_large_values(self, joined: Joined) -> None:
-        """Use the master's shelf, or a larder of our own where that is out of reach."""
-        directory = shelf.reachable(joined.store) if self._place.directory is None else None
-        if directory is None:
-            own = shelf.Shelf(self._place.directory)
-            directory = own.path
-            guardian = self._pool.guardian
+    # --- without a master --------------------------------------------------------------------
 
-            def carry(on_done: OnDone) -> Porter:
-                return Porter(self._loop, guardian, own.path, joined.transfer, on_done)
+    @property
+    def dismissed(self) -> bool:
+        """Whether the master has said that it ends."""
+        return self._take_line.dismissed or self._report_line.dismissed
 
-            limit = self._place.limit or shelf.default_limit(own.path)
-            self._larder = Larder(own, limit, carry, self._stock.add, self._outcomes_later)
-            self._say(str(self._larder))
-        self._pool.guardian.sweep(directory)
-        self._pool.use_shelf(directory, f"w{self._ident}.")
+    def card(self) -> Dict[str, Any]:
+        """What to say, besides the usual, when coming back to a master."""
+        joined = self._joined
+        assert joined is not None
+        holding = self._account.holding(self._stock.leases(), self._values.tickets())
+        where = {"cluster": joined.cluster, "nonce": joined.nonce, "holding": holding}
+        return {"member": joined.ident, "back": where}
+
+    def bide(self, seconds: float) -> bool:
+        """Look after the slots for a while; False when it is time to leave."""
+        until = time.monotonic() + seconds
+        while True:
+            now = time.monotonic()
+            self._mind_slots(now)
+            self._mind_time(now)
+            idle = not (self._is_busy() or self._account.outcomes)
+            if self._departure.under_way and (idle or self._departure.is_over(now)):
+                return False
+            if now >= until:
+                return True
+            self._loop.poll(min(until - now, _LOOK_S))
+
+    def _stop_beginning(self) -> None:
+        """What no slot has begun can wait for a master: it may be another worker's by then."""
+        for index, _ in self._stock.handed_out():
+            self._stock.taken_back(index, self._pool.take_back(index))
+        self._prompt_under_way = False
+
+    def _go_on(self, joined: Joined) -> None:
+        """Back at a master: say again what ours never heard, or begin anew with another one."""
+        if joined.known:
+            for report in self._account.goes_on(joined.taken):
+                self._send(report, True, time.monotonic())
+            return
+        self._account.begins_anew()
+        self._draining = False
+        self._stock.give_back()
+        self._values.give_back()
+
+    def _is_busy(self) -> bool:
+        """Whether a slot works, or a result is on its way."""
+        return bool(self._stock.busy() or self._values.leaving)
 
     def _outcomes_later(self, outcomes: List[Outcome]) -> None:
-        self._outcomes += outcomes
-
-    def _forget(self, names: List[str]) -> None:
-        """Shared values that are needed no more."""
-        self._pool.tell({"forget": names})
-        if self._larder is not None:
-            self._larder.forget(names)
+        self._account.outcomes += outcomes
 
     # --- serving -----------------------------------------------------------------------------
 
@@ -143,6 +173,8 @@ class Worker:
             self._report(now)
             self._loop.poll(max(0.0, min(self._next_chore, self._next_beat) - time.monotonic()))
             now = time.monotonic()
+        self._hear_slots_again(now + defaults.PACE_MAX_S)
+        self._loop.forget(self._pool)
         if self._lost is None:
             self._say_goodbye()
 
@@ -155,10 +187,7 @@ class Worker:
             return False
         self._notice_long_jobs(now)
         self._check_deadlines(now)
-        if self._deaf_until is not None and now >= self._deaf_until:
-            self._deaf_until = None
-            self._loop.watch(self._pool, self._note_answers)
-            self._answers_wait = True
+        self._hear_slots_again(now)
         next_steps = (self._stock.next_notice(), self._pool.next_refill(), self._departure.next_step(now))
         times = [time for time in (*next_steps, self._deaf_until) if time is not None]
         self._next_chore = min([self._next_beat, *times])
@@ -173,6 +202,13 @@ class Worker:
         if self._departure.ends_at is not None and self._stock.experience is None:
             self._stock.experience = Experience()
 
+    def _hear_slots_again(self, now: float) -> None:
+        """The pause after a report is over."""
+        if self._deaf_until is not None and now >= self._deaf_until:
+            self._deaf_until = None
+            self._loop.watch(self._pool, self._note_answers)
+            self._answers_wait = True
+
     def _note_answers(self) -> None:
         self._answers_wait = True
 
@@ -182,7 +218,7 @@ class Worker:
         for index, outcomes, busy_s in self._pool.answers():
             self._stock.finished(index, len(outcomes), busy_s, now)
             self._done += len(outcomes)
-            self._outcomes += outcomes if self._larder is None else self._larder.send_off(outcomes)
+            self._account.outcomes += self._values.send_off(outcomes)
         if self._limit - self._received <= self._slots:
             self._check_low = True
 
@@ -195,7 +231,7 @@ class Worker:
         for index, death in self._pool.deaths():
             ticket = self._stock.slot_died(index, death.unclaimed)
             if ticket is not None:
-                self._died.append((ticket, death.cause))
+                self._account.died.append((ticket, death.cause))
             self._say(f"slot {index} (pid {death.cause['pid']}) {death.cause['cause']}; refilled")
         self._refill(now)
 
@@ -211,9 +247,9 @@ class Worker:
         self._gather(now)  # they may have ended without our looking
         for index in self._stock.long_jobs(now):
             self._stock.taken_back(index, self._pool.take_back(index))
-            ticket = self._stock.at_work_on(index)
-            if ticket is not None:
-                self._running.append(ticket)
+            lease = self._stock.at_work_on(index)
+            if lease is not None:
+                self._account.begun(lease[0], lease[1])
             elif self._stock.stalled(index, now):
                 self._pool.replace(index)
 
@@ -223,7 +259,7 @@ class Worker:
                 self._pool.feed(index, leases)
                 self._next_chore = min(self._next_chore, now + defaults.NOTICE_S)
             if self._stock.ready:
-                self._returned += self._stock.surplus()
+                self._account.returned += self._stock.surplus()
 
     def _on_leases(self, leases: Any) -> None:
         if leases is None:
@@ -231,7 +267,7 @@ class Worker:
             self._departure.let_go()
             return
         if type(leases) is tuple:
-            self._forget(leases[1])
+            self._values.forget(leases[1])
             return
         if type(leases) is not list:
             self._on_lost(f"it sent a {type(leases).__name__} instead of work")
@@ -240,7 +276,7 @@ class Worker:
         self._lone_reports = 0
         if self._stock.experience is not None:
             leases = self._fitting(leases, self._stock.experience)
-        self._stock.add(leases if self._larder is None else self._larder.admit(leases))
+        self._stock.add(self._values.admit(leases))
         # Counting what there is takes longer than a small job: not for each one that is on order.
         if self._limit - self._received < self._limit_span // 2:
             self._check_low = True
@@ -251,7 +287,7 @@ class Worker:
         if left_s is None:
             return leases
         unfit = {lease[0] for lease in leases if experience.is_unlikely(lease[2], left_s)}
-        self._unfit += unfit
+        self._account.unfit += unfit
         return [lease for lease in leases if lease[0] not in unfit] if unfit else leases
 
     def _report(self, now: float) -> None:
@@ -266,24 +302,10 @@ class Worker:
         low = self._check_low and not leaving and self._stock.is_low(self._coming())
         self._check_low = False
         draining = leaving and not self._draining
-        returns = self._returned or self._unfit
-        news = self._outcomes or self._running or self._died or returns or low or draining
-        if not (news or now >= self._next_beat):
+        if not (self._account.has_news or low or draining or now >= self._next_beat):
             return
-        report: Dict[str, Any] = {}
-        if self._outcomes:
-            report["outcomes"] = self._batch()
-        if self._running:
-            report["running"], self._running = self._running, []
-        if self._died:
-            report["died"], self._died = self._died, []
-            self._done_with([ticket for ticket, _ in report["died"]])
-        if self._returned:
-            report["returned"], self._returned = self._returned, []
-            self._done_with(report["returned"])
-        if self._unfit:
-            report["unfit"], self._unfit = self._unfit, []
-            self._done_with(report["unfit"])
+        report = self._account.next_report()
+        self._values.done(given_up(report))
         if low:
             waiting = self._coming() - (self._limit - self._received)
             self._limit_span = max(0, self._stock.room() - waiting)
@@ -302,34 +324,21 @@ class Worker:
             self._deaf_until = now + min(defaults.PACE_MAX_S, count * defaults.PACE_S)
             self._next_chore = min(self._next_chore, self._deaf_until)
             self._loop.forget(self._pool)
+        self._send(report, prompt, now)
+
+    def _send(self, report: Dict[str, Any], prompt: bool, now: float) -> None:
         self._prompt_under_way = prompt
-        self._receipts_due.append(now + defaults.REPLY_S)
+        self._account.sent(report, now + defaults.REPLY_S)
         self._report_line.request(RESULT_QUEUE, "report", self._ident, report, prompt)
 
-    def _on_receipt(self, _: Any) -> None:
-        self._receipts_due.popleft()
-        if not self._receipts_due:
+    def _on_receipt(self, origins: Any) -> None:
+        self._account.acknowledged(origins)
+        if not self._account:
             self._prompt_under_way = False
-
-    def _batch(self) -> List[Outcome]:
-        """The outcomes for one report: the oldest, as many as fit."""
-        outcomes = self._outcomes
-        count = size = 0
-        for count, outcome in enumerate(outcomes, 1):
-            size += len(outcome[2])
-            if count >= defaults.MAX_BATCH_JOBS or size >= defaults.MAX_BATCH_BYTES:
-                break
-        self._outcomes = outcomes[count:]
-        return outcomes[:count]
 
     def _coming(self) -> int:
         """Leases that are on their way, or may be, or wait for large values."""
-        waiting = 0 if self._larder is None else len(self._larder)
-        return self._limit - self._received + waiting
-
-    def _done_with(self, tickets: List[int]) -> None:
-        if self._larder is not None:
-            self._larder.done(tickets)
+        return self._limit - self._received + self._values.waiting
 
     def _facts(self) -> Dict[str, Any]:
         facts = {"busy": self._stock.busy(), "done": self._done, "rss_bytes": self._rss_bytes()}
@@ -348,7 +357,7 @@ class Worker:
         return total
 
     def _check_deadlines(self, now: float) -> None:
-        if self._receipts_due and now > self._receipts_due[0]:
+        if self._account.is_overdue(now):
             self._on_lost(f"no reply within {defaults.REPLY_S:g} s")
 
     # --- leaving -----------------------------------------------------------------------------
@@ -358,30 +367,27 @@ class Worker:
         if not self._draining:
             for index, _ in self._stock.handed_out():
                 self._stock.taken_back(index, self._pool.take_back(index))
-        self._returned += self._stock.give_back()
-        leaving = 0
-        if self._larder is not None:
-            self._returned += self._larder.give_back()
-            leaving = self._larder.leaving
-        if (self._stock.busy() or leaving) and not self._departure.is_over(now):
+        self._account.returned += self._stock.give_back()
+        self._account.returned += self._values.give_back()
+        if self._is_busy() and not self._departure.is_over(now):
             return False
         if self._stock.busy():
             self._pool.kill()
             for _, tickets in self._stock.handed_out():
-                self._returned += tickets  # killed by us, so nobody is charged
+                self._account.returned += tickets  # killed by us, so nobody is charged
         return True
 
     def _say_goodbye(self) -> None:
         """Everything that is still to be reported, then leave: bounded, for the master may be gone."""
         deadline = time.monotonic() + defaults.REPLY_S / 3
         while self._lost is None and time.monotonic() < deadline:
-            if self._outcomes or self._returned or self._died or self._unfit:
+            if self._account.has_news:
                 self._report(time.monotonic())
             elif not self._left:
                 self._left = True
-                self._receipts_due.append(deadline)
+                self._account.sent({}, deadline)
                 self._report_line.request(RESULT_QUEUE, "leave")
-            elif not self._receipts_due:
+            elif not self._account:
                 break
             self._loop.poll(0.1)
         self._take_line.close()

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, List, Optional, Tuple
 
-from .. import cpus, defaults, rendezvous
+from .. import cpus, defaults, patience, rendezvous
 from ..home import stdin_line
 from . import common
 
@@ -57,8 +57,14 @@ def _parser() -> common.Parser:
         metavar="S",
         type=common.checked(common.seconds),
         default=defaults.WAIT_S,
-        help="seconds to wait for a master that is not up yet, or, if it was found by name, that is gone and "
-        f"may be started anew (default: {defaults.WAIT_S:g})",
+        help=f"seconds to wait for a master that is not up yet (default: {defaults.WAIT_S:g})",
+    )
+    parser.add_argument(
+        "--master-timeout",
+        metavar="S",
+        type=common.checked(common.seconds),
+        help="seconds to wait for the master when it is gone, and slots go on with what they run: it may come "
+        f"back, or be started anew (default: $CWMP_MASTER_TIMEOUT, else {defaults.MASTER_TIMEOUT_S:g})",
     )
     parser.add_argument(
         "--grace",
@@ -100,6 +106,7 @@ def _work(args: argparse.Namespace) -> int:
         slots=_slots(args.procs),
         grace_s=args.grace,
         wait_s=args.wait,
+        master_timeout_s=patience.master_timeout_s(args.master_timeout),
         say=say,
         leash_fd=leash_fd,
         place=Place(args.blob_dir, args.blob_limit),

@@ -21,17 +21,18 @@ PACKAGE = ROOT / "cwmp"
 # A room imports only from the rows above its own, never from its neighbours in the row.
 ROWS: Tuple[Tuple[str, ...], ...] = (
     ("errors", "defaults", "ids", "messages"),
-    ("addresses", "at_exit", "blobs", "children", "cpus", "departure", "experience", "frames"),
+    ("account", "addresses", "at_exit", "blobs", "children", "cpus", "departure", "experience", "frames", "outbox", "patience"),
     ("gpus", "hearsay", "home", "ingredients", "memory", "packing", "place", "records", "shelf", "shortcut"),
     ("captures", "references", "stock"),
     ("guardian", "ledger", "loop", "payload", "program", "rendezvous", "shared", "transport"),
-    ("functions",),
-    ("broker", "collector", "dial", "line", "membership", "server", "surroundings", "timelimit", "transfers"),
-    ("carriers", "depot", "loaded", "standing"),
-    ("slot", "uploads"),
+    ("functions", "returning"),
+    ("broker", "collector", "dial", "line", "server", "surroundings", "timelimit", "transfers"),
+    ("carriers", "depot", "loaded", "members", "membership", "standing"),
+    ("link", "slot", "uploads"),
     ("session",),
     ("futures", "joining", "master", "outcomes", "porter"),
     ("client", "larder", "pool", "streams"),
+    ("values",),
     ("worker",),
     ("agent",),
     ("executor",),
@@ -54,7 +55,7 @@ SLURM_ROWS: Tuple[Tuple[str, ...], ...] = (
 )
 ROW = {room: number for number, row in enumerate(ROWS) for room in row}
 
-BROKER_MAY_IMPORT = {"messages", "errors", "defaults", "records", "ledger"}  # the last two: its own data
+BROKER_MAY_IMPORT = {"messages", "errors", "defaults", "records", "ledger", "returning"}  # the last three: its own
 BROKER_MAY_NOT_TOUCH = {
     "asyncio", "concurrent", "datetime", "logging", "multiprocessing", "os", "queue", "random", "select",
     "selectors", "signal", "socket", "subprocess", "threading", "time",

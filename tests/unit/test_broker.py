@@ -10,8 +10,8 @@ from typing import Any, Dict, Iterator, List, Tuple
 import pytest
 
 from cwmp import defaults
-from cwmp.broker import Broker, UnknownMember
-from cwmp.errors import UsageError
+from cwmp.broker import Broker
+from cwmp.errors import UnknownMember, UsageError
 from cwmp.messages import ERROR, LOST, RESULT, RUNNING, Lease
 
 pytestmark = pytest.mark.core

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cwmp import defaults
-from cwmp.broker import Broker, UnknownMember
+from cwmp.broker import Broker
+from cwmp.errors import UnknownMember
 from cwmp.messages import ERROR, LOST, RESULT, RUNNING, Lease
 
 pytestmark = pytest.mark.core

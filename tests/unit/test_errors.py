@@ -25,6 +25,7 @@ SAMPLES: List[BaseException] = [
     errors.UsageError("no such name: 'x'"),
     errors.DuplicateJob("job 1 is still open"),
     errors.KeyFileError("chmod 600 key"),
+    errors.UnknownMember("no client 7 is here"),
     errors.PayloadError("argument 1: cannot pickle"),
     errors.ConnectError("refused"),
     errors.WrongKey("another key"),

@@ -1,0 +1,166 @@
+"""A client's two connections to its master: requests out, replies in, and the way back when they break.
+
+When a connection breaks, whichever thread notices *mends* both: it gets back to the master, or to one that
+was started in its place. What was not answered is kept meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+from typing import Any, ContextManager, List, Optional, Tuple
+
+from . import defaults
+from .errors import ConnectError, CwmpError, UnknownMember
+from .membership import Joined, Membership
+from .messages import JOB_QUEUE
+from .outbox import OnReply, Outbox, Request
+
+log = logging.getLogger("cwmp")
+
+Settled = List[Tuple[OnReply, Any]]
+"""Whom to tell what, once no lock is held."""
+
+
+class Link:
+    """Who has one says what is to be sent again (`_settle_in`), and what it means that all is over (`_lose`).
+
+    `membership` is the way to the master. Raises ConnectError, WrongKey or VersionMismatch.
+    """
+
+    def __init__(self, membership: Membership) -> None:
+        # Guards what follows, down to `_lost`. Re-entrant, because the finalizer of an executor may
+        # run, and close us, in whatever our own thread is doing.
+        self._lock = threading.RLock()
+        self._outbox = Outbox()  # requests that wait for their replies
+        self._away = False  # there is no connection
+        self._stay = 0  # which pair of connections is in use
+        self._lost: Optional[str] = None  # why all is over
+        self._mending = threading.Lock()  # held by the thread that gets us back to the master
+        self._membership = membership
+        self._use(membership.join())
+
+    def _use(self, joined: Joined) -> None:
+        """From now on these connections."""
+        self._joined = joined
+        self._submit_wire = joined.submit
+        self.place = joined.place
+
+    @property
+    def lost(self) -> Optional[str]:
+        """Why the session has ended; None while it stands."""
+        return self._lost
+
+    # --- requests ----------------------------------------------------------------------------
+
+    def _request(self, method: str, *args: Any, on_reply: OnReply, target: str = JOB_QUEUE) -> None:
+        """Write one request; with the lock held, so that replies come in the order noted."""
+        request = Request(target, method, args, on_reply)
+        sent_before = self._submit_wire.sent
+        try:
+            self._outbox.add(request, time.monotonic() + defaults.REPLY_S)
+            if not self._away:  # else it is sent when we are back
+                self._write(request)
+        except OSError as error:
+            self._submit_wire.hang_up()  # the reader sees the end, and mends
+            log.debug("could not send %s: %s", method, error)
+        except BaseException:  # an interrupt: no reply will come to what was not sent
+            if self._submit_wire.sent == sent_before:
+                self._outbox.take_out(request)
+            raise
+
+    def _write(self, request: Request) -> None:
+        member = () if request.method == "status" else (self._joined.ident,)
+        self._submit_wire.request(request.target, request.method, *member, *request.args)
+
+    def _read_replies(self) -> None:
+        """The reader thread: take each reply and do what it was awaited for."""
+        stay: Optional[int] = 0
+        while stay is not None:
+            try:
+                value = self._submit_wire.reply()
+                with self._lock:
+                    # What came over an earlier pair of connections was settled when they were mended.
+                    request = self._outbox.answered() if stay == self._stay else None
+                if request is not None:
+                    request.on_reply(value)
+            except socket.timeout:
+                if self._outbox.is_overdue(time.monotonic()):
+                    stay = self._mend(stay, ConnectError(f"no reply within {defaults.REPLY_S:g} s"))
+            except Exception as error:
+                stay = self._mend(stay, error)
+
+    # --- the way back ------------------------------------------------------------------------
+
+    def _mend(self, stay: int, error: BaseException) -> Optional[int]:
+        """A connection of this stay is no good: get back to the master, or wait until the other thread has.
+
+        Returns the new stay; None when all is over.
+        """
+        with self._mending:
+            if self._stay != stay:
+                return self._stay
+            told_off = isinstance(error, CwmpError) and not isinstance(error, (ConnectError, UnknownMember))
+            with self._lock:
+                self._away = True
+                self._on_away()
+                over = told_off or self._lost is not None
+            self._hang_up()  # so that the other thread comes here, too
+            if over:
+                self._lose(f"is gone: {_said_by(error)}")
+                return None
+            try:
+                joined = self._membership.come_back(self._joined)
+            except Exception as failure:
+                waited = f"no way back within {self._membership.timeout_s:g} s: {_said_by(failure)}"
+                self._lose(f"is gone: {_said_by(error)}; {waited}")
+                return None
+            self._close_wires()
+            return self._move_in(joined)
+
+    def _move_in(self, joined: Joined) -> int:
+        """Use new connections, and send what the master at their end does not know."""
+        with self._at_rest(), self._lock:
+            self._use(joined)
+            self._stay += 1
+            self._away = False
+            settled = self._settle_in(joined)
+            stay = self._stay
+        for on_reply, value in settled:
+            on_reply(value)
+        if self._lost is not None:  # we were closed meanwhile
+            self._hang_up()
+        return stay
+
+    def _hang_up(self) -> None:
+        """End both connections; whoever reads them notices."""
+        self._joined.submit.hang_up()
+        self._joined.collect.hang_up()
+
+    def _close_wires(self) -> None:
+        self._joined.submit.close()
+        self._joined.collect.close()
+
+    # --- what the owner says -----------------------------------------------------------------
+
+    def _on_away(self) -> None:
+        """There are no connections; with the lock held."""
+
+    def _at_rest(self) -> ContextManager[None]:
+        """What must not change while we move in, to be entered before the lock is."""
+        return contextlib.nullcontext()
+
+    def _settle_in(self, joined: Joined) -> Settled:
+        """We are at a master again: send what it does not know. With the lock held."""
+        raise NotImplementedError
+
+    def _lose(self, why: str) -> None:
+        """The session is over: wake everybody who waits for it."""
+        raise NotImplementedError
+
+
+def _said_by(error: BaseException) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,145 @@
+"""The master is killed and started again at the same place: nothing is lost, nothing told twice."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any, Iterator, List
+
+import numpy as np
+import pytest
+
+from tests.faults.by_hand import HandMadeCluster
+from tests.faults.processes import SOON_S, wait_for_lines
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.core
+
+
+def note_and_wait(notes: str, name: int, gate: str) -> int:
+    """Note this run, then wait for the gate to open."""
+    with open(notes, "a") as file:
+        file.write(f"{name} {os.getpid()}\n")
+    end = time.monotonic() + 60
+    while not os.path.exists(gate) and time.monotonic() < end:
+        time.sleep(0.01)
+    return name
+
+
+def note_and_sleep(notes: str, name: int, seconds: float) -> int:
+    """Note this run, and take a while."""
+    with open(notes, "a") as file:
+        file.write(f"{name} {os.getpid()}\n")
+    time.sleep(seconds)
+    return name
+
+
+def total(array: Any) -> float:
+    """The sum of an array."""
+    return float(array.sum())
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[HandMadeCluster]:
+    with HandMadeCluster(tmp_path) as cluster:
+        cluster.start_master()
+        yield cluster
+
+
+def runs(notes: Path) -> Counter[int]:
+    """How often each job has run."""
+    return Counter(int(line.split()[0]) for line in notes.read_text().splitlines())
+
+
+def test_running_jobs_go_on_and_are_not_run_again(cluster: HandMadeCluster, tmp_path: Path) -> None:
+    cluster.start_worker(slots=2)
+    notes, gate = tmp_path / "notes", tmp_path / "gate"
+    with cluster.executor() as executor:
+        futures = [executor.submit(note_and_wait, str(notes), n, str(gate)) for n in range(2)]
+        wait_for_lines(notes, 2)
+        wait_until(lambda: all(future.running() for future in futures), timeout_s=SOON_S)
+        cluster.kill_master()
+        cluster.start_master()
+        cluster.wait_for_workers(1)
+        gate.touch()
+        assert [future.result(timeout=SOON_S) for future in futures] == [0, 1]
+    assert runs(notes) == {0: 1, 1: 1}
+
+
+def test_what_ended_while_there_was_no_master_is_not_run_again(
+    cluster: HandMadeCluster, tmp_path: Path
+) -> None:
+    cluster.start_worker(slots=2)
+    notes = tmp_path / "notes"
+    with cluster.executor() as executor:
+        futures = [executor.submit(note_and_sleep, str(notes), n, 1.0) for n in range(2)]
+        wait_until(lambda: all(future.running() for future in futures), timeout_s=SOON_S)
+        cluster.kill_master()
+        time.sleep(1.5)  # the jobs end meanwhile
+        cluster.start_master()
+        assert [future.result(timeout=SOON_S) for future in futures] == [0, 1]
+    assert runs(notes) == {0: 1, 1: 1}
+
+
+def test_queued_and_new_jobs_survive_and_each_callback_is_called_once(cluster: HandMadeCluster) -> None:
+    cluster.start_worker(slots=2)
+    called: List[int] = []
+    with cluster.client(lambda jobid, result: called.append(jobid)) as client:
+        for n in range(20_000):
+            client.submit(n, abs, n)
+            if n == 10_000:
+                cluster.kill_master()
+            if n == 15_000:
+                cluster.start_master()
+    assert sorted(called) == list(range(20_000))
+
+
+def test_several_restarts_in_a_row(cluster: HandMadeCluster) -> None:
+    cluster.start_worker(slots=2)
+    with cluster.executor() as executor:
+        futures = [executor.submit(time.sleep, 0.002) for _ in range(2000)]
+        for _ in range(3):
+            wait_until(lambda: bool((cluster.status() or {"workers": ()})["workers"]), timeout_s=SOON_S)
+            cluster.kill_master()
+            cluster.start_master()
+        assert [future.result(timeout=2 * SOON_S) for future in futures] == [None] * 2000
+
+
+def test_large_and_shared_values_are_there_as_before(cluster: HandMadeCluster, tmp_path: Path) -> None:
+    cluster.start_worker(slots=1)
+    gate, notes = tmp_path / "gate", tmp_path / "notes"
+    array = np.arange(500_000, dtype=float)
+    with cluster.executor() as executor, executor.share(array) as shared:
+        blocking = executor.submit(note_and_wait, str(notes), 0, str(gate))
+        queued = [executor.submit(total, array + n) for n in range(5)] + [executor.submit(total, shared)]
+        wait_for_lines(notes)
+        cluster.kill_master()
+        cluster.start_master()
+        gate.touch()
+        queued.append(executor.submit(total, shared))
+        assert blocking.result(timeout=SOON_S) == 0
+        expected = [float((array + n).sum()) for n in [0, 1, 2, 3, 4, 0, 0]]
+        assert [future.result(timeout=SOON_S) for future in queued] == expected
+
+
+def test_cancelling_while_there_is_no_master(cluster: HandMadeCluster, tmp_path: Path) -> None:
+    cluster.start_worker(slots=1)
+    gate, notes = tmp_path / "gate", tmp_path / "notes"
+    with cluster.executor() as executor:
+        blocking = executor.submit(note_and_wait, str(notes), 0, str(gate))
+        queued = [executor.submit(abs, n) for n in range(3)]
+        wait_for_lines(notes)
+        cluster.kill_master()
+        import threading
+
+        cancelled: List[bool] = []
+        thread = threading.Thread(target=lambda: cancelled.append(queued[1].cancel()))
+        thread.start()
+        cluster.start_master()
+        gate.touch()
+        thread.join(SOON_S)
+        assert cancelled == [True]
+        assert blocking.result(timeout=SOON_S) == 0
+        assert [queued[0].result(timeout=SOON_S), queued[2].result(timeout=SOON_S)] == [0, 2]
