@@ -7,6 +7,8 @@ the shelf directly; for others a thread moves them, see `transfers`.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import hmac
 import logging
 import os
 import time
@@ -198,6 +200,11 @@ class Depot:
         self._transfers.close()
         self._remover.close()
         self.shelf.close()
+
+
+def mark_of(name: str, authkey: bytes) -> str:
+    """What a master of this cluster that was started anew knows its predecessor's shelf by."""
+    return hmac.new(authkey, b"shelf of " + name.encode(), hashlib.sha256).hexdigest()
 
 
 def _checked(refs: Any) -> Tuple[Ref, ...]:

@@ -11,19 +11,15 @@ import logging
 import socket
 import threading
 import time
-from typing import Any, ContextManager, List, Optional, Tuple
+from typing import Any, Container, ContextManager, List, Optional
 
 from . import defaults
 from .errors import ConnectError, CwmpError, UnknownMember
 from .membership import Joined, Membership
 from .messages import JOB_QUEUE
-from .outbox import OnReply, Outbox, Request
+from .outbox import OnReply, Outbox, Request, Settled
 
 log = logging.getLogger("cwmp")
-
-Settled = List[Tuple[OnReply, Any]]
-"""Whom to tell what, once no lock is held."""
-
 
 class Link:
     """Who has one says what is to be sent again (`_settle_in`), and what it means that all is over (`_lose`).
@@ -93,6 +89,16 @@ class Link:
             except Exception as error:
                 stay = self._mend(stay, error)
 
+    def _ask_what_is_alive(self, cancel: Request, still_open: Container[int]) -> None:
+        """Find out what became of a request to withdraw jobs whose answer was lost."""
+        numbers: List[int] = cancel.args[0]
+
+        def on_reply(alive: Any) -> None:
+            kept = set(alive or ())
+            cancel.on_reply([n for n in numbers if n not in kept and n in still_open])
+
+        self._request("alive", numbers, on_reply=on_reply)
+
     # --- the way back ------------------------------------------------------------------------
 
     def _mend(self, stay: int, error: BaseException) -> Optional[int]:
@@ -160,6 +166,15 @@ class Link:
     def _lose(self, why: str) -> None:
         """The session is over: wake everybody who waits for it."""
         raise NotImplementedError
+
+
+def warn_without_workers(count: int, place: str, cluster: str) -> None:
+    """Say why nothing happens to so many jobs."""
+    log.warning(
+        "%d job%s waiting, and no worker is connected to the master at %s (cluster %s): start one, "
+        "for example with `cwmp-worker %s`",
+        count, "s are" if count != 1 else " is", place, cluster, place,
+    )  # fmt: skip
 
 
 def _said_by(error: BaseException) -> str:

@@ -8,8 +8,6 @@ served: so what came in together goes out together.
 from __future__ import annotations
 
 import gc
-import hashlib
-import hmac
 import logging
 import os
 import platform
@@ -20,7 +18,7 @@ from typing import Any, Dict, List, Optional, Set, Tuple
 
 from . import __version__, defaults
 from .broker import Broker
-from .depot import Depot
+from .depot import Depot, mark_of
 from .hearsay import whole_number, whole_numbers
 from .loop import Loop
 from .members import CLIENT, WORKER, Member, Members
@@ -161,7 +159,7 @@ class Master:
     ) -> None:
         self.name = name
         self.nonce = os.urandom(8).hex()  # tells this master from every other
-        self.depot = Depot(blob_dir, blob_limit, self._notify, _mark(name, authkey))
+        self.depot = Depot(blob_dir, blob_limit, self._notify, mark_of(name, authkey))
         self.broker = Broker(blobs=self.depot, first=1 + 1000 * random.SystemRandom().randrange(100_000))
         self.depot.on_offer = self.broker.note_request
         self.slots: Dict[int, int] = {}  # by worker
@@ -275,14 +273,13 @@ class Master:
 
     def drain(self, worker: int) -> bool:
         """Let a worker go; False if it is not here."""
-        if not self.broker.drain(worker):
-            return False
-        self.let_go.add(worker)
-        self._hungry.pop(worker, None)
-        take = self.takes.get(worker)
-        if take is not None:
-            take.peer.answer(None)
-        return True
+        here = self.broker.drain(worker)
+        if here:
+            self.let_go.add(worker)
+            self._hungry.pop(worker, None)
+            if worker in self.takes:
+                self.takes[worker].peer.answer(None)
+        return here
 
     # --- the rounds --------------------------------------------------------------------------
 
@@ -396,11 +393,6 @@ class Master:
             "blobs": self.depot.status(),
             **self.broker.status(self.now()),
         }
-
-
-def _mark(name: str, authkey: bytes) -> str:
-    """What a master of this cluster that was started anew knows its predecessor's shelf by."""
-    return hmac.new(authkey, b"shelf of " + name.encode(), hashlib.sha256).hexdigest()
 
 
 def _relax_collector() -> None:

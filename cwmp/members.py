@@ -166,9 +166,8 @@ class Members:
 
     def say_goodbye(self, reason: str) -> None:
         """Tell all members that there is nothing to wait for."""
-        for peers in self._peers.values():
-            for peer in peers:
-                peer.fail(MasterLost(reason))
+        for peer in [peer for peers in self._peers.values() for peer in peers]:
+            peer.fail(MasterLost(reason))
 
     def _disconnect(self, member: Member) -> None:
         """Close the connections of a member."""

@@ -7,7 +7,7 @@ after a broken connection both know which of them it has taken.
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Callable, Deque, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Container, Deque, Iterable, List, NamedTuple, Optional, Set, Tuple
 
 from . import defaults
 from .messages import Job
@@ -25,6 +25,32 @@ class Request(NamedTuple):
     method: str
     args: Tuple[Any, ...]
     on_reply: OnReply
+
+
+Settled = List[Tuple[OnReply, Any]]
+"""Whom to tell what."""
+
+
+def sort_out(requests: Iterable[Request], still_open: Container[int]) -> Tuple[Settled, Set[int], List[Any]]:
+    """What to make of requests to a master that is no more, where the next one knows of nothing.
+
+    Returns whom to tell what, the jobs that are withdrawn because they are not submitted again, and the
+    large values that were on their way.
+    """
+    settled: Settled = []
+    withdrawn: Set[int] = set()
+    arrivals: List[Any] = []
+    for request in requests:
+        if request.method in ("cancel", "alive"):
+            gone = [n for n in request.args[0] if n in still_open and n not in withdrawn]
+            withdrawn.update(gone)
+            settled.append((request.on_reply, gone if request.method == "cancel" else []))
+            continue
+        if request.method == "offer":
+            arrivals += [arrival for arrival in request.args[0] if arrival[0]]
+        if request.method != "put":
+            settled.append((request.on_reply, None))
+    return settled, withdrawn, arrivals
 
 
 def first_batch(pending: List[Job]) -> int:

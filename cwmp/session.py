@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Any, Callable, ContextManager, Dict, Iterable, List, Optional, Set, Tuple
+from typing import Any, Callable, ContextManager, Dict, Iterable, List, Optional, Tuple
 
 from . import at_exit, defaults, payload
 from .collector import Collector
 from .errors import ConnectError, MasterLost
 from .functions import FunctionDumper
-from .link import Link, Settled
+from .link import Link, warn_without_workers
 from .membership import Joined, Membership
 from .messages import BLOB_STORE, GRANTED, RUNNING, Job
-from .outbox import OnReply, Request, first_batch
+from .outbox import OnReply, Settled, first_batch, sort_out
 from .references import HeldClasses
 from .shared import Shared
 from .uploads import Uploads
@@ -241,12 +241,7 @@ class Session(Link):
 
     def _warn_without_workers(self, status: Any) -> None:
         if status and not status["workers"]:
-            count = len(self._open)
-            log.warning(
-                "%d job%s waiting, and no worker is connected to the master at %s (cluster %s): start one, "
-                "for example with `cwmp-worker %s`",
-                count, "s are" if count != 1 else " is", self.place, status["name"], self.place,
-            )  # fmt: skip
+            warn_without_workers(len(self._open), self.place, status["name"])
 
     def _pass_on(self, events: List[Any]) -> bool:
         """Tell the owner of these jobs what became of them; returns whether any result was large."""
@@ -359,36 +354,14 @@ class Session(Link):
             self._request(request.method, *request.args, on_reply=request.on_reply, target=request.target)
         for request in heard:
             if request.method == "cancel":  # whose answer was lost: what will not be heard of was withdrawn
-                self._ask_what_is_alive(request)
+                self._ask_what_is_alive(request, self._open)
             elif request.on_reply != self._on_prompt_put:
                 settled.append((request.on_reply, None))
         return settled
 
-    def _ask_what_is_alive(self, cancel: Request) -> None:
-        """Find out what became of a request to withdraw jobs."""
-        numbers: List[int] = cancel.args[0]
-
-        def on_reply(alive: Any) -> None:
-            kept = set(alive or ())
-            cancel.on_reply([n for n in numbers if n not in kept and n in self._open])
-
-        self._request("alive", numbers, on_reply=on_reply)
-
     def _begin_anew(self, joined: Joined) -> Settled:
         """The master is another one, or has given us up: it gets all open jobs."""
-        settled: Settled = []
-        withdrawn: Set[int] = set()
-        arrivals: List[Any] = []
-        for request in self._outbox.begins_anew():
-            if request.method in ("cancel", "alive"):
-                gone = [number for number in request.args[0] if number in self._open]
-                withdrawn.update(gone)
-                settled.append((request.on_reply, gone if request.method == "cancel" else []))
-            elif request.method == "offer":
-                arrivals += [arrival for arrival in request.args[0] if arrival[0]]
-                settled.append((request.on_reply, None))
-            elif request.method != "put":
-                settled.append((request.on_reply, None))
+        settled, withdrawn, arrivals = sort_out(self._outbox.begins_anew(), self._open)
         offers = self._uploads.move(joined.store, joined.transfer, arrivals)
         if offers:
             self._request("offer", offers, [], [], True, on_reply=self._uploads.missing, target=BLOB_STORE)

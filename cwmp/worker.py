@@ -125,7 +125,7 @@ class Worker:
             now = time.monotonic()
             self._mind_slots(now)
             self._mind_time(now)
-            idle = not (self._is_busy() or self._account.outcomes)
+            idle = not (self._stock.busy() or self._values.leaving or self._account.outcomes)
             if self._departure.under_way and (idle or self._departure.is_over(now)):
                 return False
             if now >= until:
@@ -148,10 +148,6 @@ class Worker:
         self._draining = False
         self._stock.give_back()
         self._values.give_back()
-
-    def _is_busy(self) -> bool:
-        """Whether a slot works, or a result is on its way."""
-        return bool(self._stock.busy() or self._values.leaving)
 
     def _outcomes_later(self, outcomes: List[Outcome]) -> None:
         self._account.outcomes += outcomes
@@ -186,7 +182,8 @@ class Worker:
         if self._departure.under_way and self._drained(now):
             return False
         self._notice_long_jobs(now)
-        self._check_deadlines(now)
+        if self._account.is_overdue(now):
+            self._on_lost(f"no reply within {defaults.REPLY_S:g} s")
         self._hear_slots_again(now)
         next_steps = (self._stock.next_notice(), self._pool.next_refill(), self._departure.next_step(now))
         times = [time for time in (*next_steps, self._deaf_until) if time is not None]
@@ -356,10 +353,6 @@ class Worker:
                 pass  # it has just died
         return total
 
-    def _check_deadlines(self, now: float) -> None:
-        if self._account.is_overdue(now):
-            self._on_lost(f"no reply within {defaults.REPLY_S:g} s")
-
     # --- leaving -----------------------------------------------------------------------------
 
     def _drained(self, now: float) -> bool:
@@ -369,7 +362,7 @@ class Worker:
                 self._stock.taken_back(index, self._pool.take_back(index))
         self._account.returned += self._stock.give_back()
         self._account.returned += self._values.give_back()
-        if self._is_busy() and not self._departure.is_over(now):
+        if (self._stock.busy() or self._values.leaving) and not self._departure.is_over(now):
             return False
         if self._stock.busy():
             self._pool.kill()
@@ -396,7 +389,9 @@ class Worker:
 
     def _on_lost(self, reason: str) -> None:
         """The master is gone, or knows us no more; after our goodbye that is as it should be."""
-        if self._lost is None and not self._left:
+        if self._left:
+            self._account = Account()  # nobody is left who could acknowledge anything
+        elif self._lost is None:
             self._lost = reason
             self._take_line.close()
             self._report_line.close()

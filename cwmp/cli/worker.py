@@ -63,8 +63,9 @@ def _parser() -> common.Parser:
         "--master-timeout",
         metavar="S",
         type=common.checked(common.seconds),
-        help="seconds to wait for the master when it is gone, and slots go on with what they run: it may come "
-        f"back, or be started anew (default: $CWMP_MASTER_TIMEOUT, else {defaults.MASTER_TIMEOUT_S:g})",
+        help="seconds to wait for the master when it is gone, and slots go on with what they run: it may "
+        "come back, or be started anew (default: $CWMP_MASTER_TIMEOUT, else "
+        f"{defaults.MASTER_TIMEOUT_S:g})",
     )
     parser.add_argument(
         "--grace",

@@ -25,7 +25,7 @@ class Try:
         self.stop_after = stop_after
         self.said: List[str] = []
         self.paused: List[float] = []
-        self.approach = Approach(self.find, "of cluster 'x'", say=self.said.append, pause=self.pause)
+        self.approach = Approach(self.find, "of cluster 'x'", say=self.said.append)
 
     def find(self) -> Destination:
         raise self.errors.pop(0)
@@ -35,7 +35,7 @@ class Try:
         return len(self.paused) < self.stop_after
 
     def join(self, wait_s: float = 60.0, **options: Any) -> Any:
-        return self.approach.join({}, wait_s, **options)
+        return self.approach.join(dict, wait_s, self.pause, **options)
 
 
 def test_pauses_grow_and_differ() -> None:
@@ -90,12 +90,11 @@ def test_a_master_that_hangs_up_on_us_is_tried_again() -> None:
         def pause(seconds: float) -> bool:
             return True
 
-        hello: Dict[str, Any] = {}
         listener.settimeout(10)
         thread = threading.Thread(target=lambda: listener.accept()[0].close())
         thread.start()
         with pytest.raises(VersionMismatch):
-            Approach(find, "", say=lambda line: None, pause=pause).join(hello, 60.0)
+            Approach(find, "", say=lambda line: None).join(dict, 60.0, pause)
         thread.join()
 
 
@@ -122,7 +121,7 @@ def test_who_is_one_of_many_waits_a_part_of_that_first(
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "1000000")
     tried: List[Destination] = []
 
-    def enter(where: Destination, hello: Dict[str, Any]) -> None:
+    def enter(where: Destination, hello: Dict[str, Any], timeout_s: float) -> None:
         tried.append(where)
         raise VersionMismatch("enough")
 

@@ -128,6 +128,13 @@ def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(defaults, "POLL_S", 0.1)
 
 
+@pytest.fixture(autouse=True)
+def no_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose connection breaks is given up with the next sweep."""
+    monkeypatch.setattr(defaults, "CLIENT_AWAY_S", 0.0)
+    monkeypatch.setattr(defaults, "WORKER_AWAY_S", 0.0)
+
+
 @pytest.fixture
 def master() -> Iterator[Master]:
     thresholds = gc.get_threshold()
