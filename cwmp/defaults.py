@@ -43,7 +43,7 @@ WORKER_AWAY_S = 1.5
 """So long a worker whose connection was closed may take to come back, before its jobs go to others. Smaller:
 a passing fault has them run twice. Larger: jobs of a killed worker wait longer."""
 
-CLIENT_AWAY_S = 20.0
+CLIENT_AWAY_S = 10.0
 """The same for a client, before its jobs are dropped; none is begun meanwhile."""
 
 CLIENT_UNREACHABLE_S = 300.0

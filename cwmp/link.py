@@ -16,7 +16,7 @@ from typing import Any, Container, ContextManager, List, Optional
 from . import defaults
 from .errors import ConnectError, CwmpError, UnknownMember
 from .membership import Joined, Membership
-from .messages import JOB_QUEUE
+from .messages import JOB_QUEUE, RESULT_QUEUE
 from .outbox import OnReply, Outbox, Request, Settled
 
 log = logging.getLogger("cwmp")
@@ -140,6 +140,12 @@ class Link:
         if self._lost is not None:  # we were closed meanwhile
             self._hang_up()
         return stay
+
+    def _say_goodbye(self) -> None:
+        """Tell the master that we do not come back, if that takes no waiting; with the lock held."""
+        with contextlib.suppress(OSError, ValueError):  # it may be broken, or closed
+            if not self._away and self._submit_wire.can_send:
+                self._submit_wire.request(RESULT_QUEUE, "leave")
 
     def _hang_up(self) -> None:
         """End both connections; whoever reads them notices."""

@@ -297,6 +297,7 @@ class Session(Link):
             if self._lost is None:
                 self._left = True
                 self._lost = f"this client has left the master at {self.place}"
+                self._say_goodbye()
         self._membership.give_up()
         self._hang_up()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import select
 import socket
 import sys
 from collections import deque
@@ -122,6 +123,13 @@ class Wire:
                 interrupt = error
         if interrupt is not None:
             raise interrupt
+
+    @property
+    def can_send(self) -> bool:
+        """Whether a short frame can be sent without waiting."""
+        poll = select.poll()  # select() itself takes no high descriptors
+        poll.register(self.sock, select.POLLOUT)
+        return any(events & select.POLLOUT for _, events in poll.poll(0))
 
     def recv_bytes(self, maxlength: int = 0) -> bytes:
         """The next frame. Raises EOFError, FrameError, OSError, or TimeoutError as set."""
