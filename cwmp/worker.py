@@ -100,8 +100,8 @@ class Worker:
 
     def close(self) -> None:
         """End the slots, and remove what was kept for them."""
+        self._values.close()  # first: it tells the pool's guardian whom to watch no more
         self._pool.close(_CLOSE_S)
-        self._values.close()
 
     # --- without a master --------------------------------------------------------------------
 
