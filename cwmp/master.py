@@ -22,16 +22,7 @@ from .depot import Depot, mark_of
 from .hearsay import whole_number, whole_numbers
 from .loop import Loop
 from .members import CLIENT, WORKER, Member, Members
-from .messages import (
-    BLOB_STORE,
-    JOB_QUEUE,
-    PROTOCOL,
-    RESULT_QUEUE,
-    Event,
-    Job,
-    python_minor,
-    said_of_itself,
-)
+from .messages import BLOB_STORE, JOB_QUEUE, PROTOCOL, RESULT_QUEUE, Event, Job, python_minor, said_of_itself
 from .server import RECEIPT, STANDING, Peer, Server
 from .standing import Collect, Take
 
