@@ -23,8 +23,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
+from tests.hosts import Host, HostFailed, Network, Process, end
 from tests.slurm.config import CONTROLLER, addresses, cgroup_conf, gres_conf, slurm_conf
-from tests.slurm.hosts import Host, HostFailed, Network, Process, end
 from tests.waiting import wait_until
 
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scontrol", "ip", "unshare", "nsenter")

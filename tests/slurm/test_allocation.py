@@ -11,8 +11,8 @@ from typing import Any, List
 
 import pytest
 
+from tests.hosts import Process, end
 from tests.slurm.config import CONTROLLER
-from tests.slurm.hosts import Process, end
 from tests.slurm.lab import Lab
 from tests.waiting import wait_until
 

@@ -9,7 +9,7 @@ from typing import Iterator
 
 import pytest
 
-from tests.slurm.hosts import end
+from tests.hosts import end
 from tests.slurm.lab import Lab
 from tests.slurm.users import SILENCE_S, User
 from tests.waiting import wait_until

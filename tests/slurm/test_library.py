@@ -12,7 +12,7 @@ from typing import Iterator, List
 
 import pytest
 
-from tests.slurm.hosts import Process, end
+from tests.hosts import Process, end
 from tests.slurm.lab import Lab
 from tests.slurm.users import SOON_S, User
 from tests.waiting import wait_until

@@ -11,8 +11,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
+from tests.hosts import end
 from tests.slurm.config import CONTROLLER
-from tests.slurm.hosts import end
 from tests.slurm.lab import Lab
 from tests.waiting import wait_until
 

@@ -1,6 +1,6 @@
-"""Process 1 of a host of the lab: makes the namespaces it was started in a host, and reaps.
+"""Process 1 of a host (see hosts.py): makes the namespaces it was started in a host, and reaps.
 
-    unshare --fork --pid --mount-proc --net --uts --mount python host_init.py NAME HOSTS_FILE
+    unshare --fork --pid --mount-proc --net --uts --mount python host_init.py NAME HOSTS_FILE [own-memory]
 
 It ends when its standard input does, and the kernel then kills all that runs on the host. So nothing of a lab
 outlives the test run that holds the other end, even one that was killed.
@@ -16,8 +16,10 @@ import sys
 
 def main() -> None:
     """Name the host, let it know the others, say `ready`, and stay."""
-    name, hosts = sys.argv[1:]
+    name, hosts, *options = sys.argv[1:]
     subprocess.run(["mount", "--bind", hosts, "/etc/hosts"], check=True)
+    if "own-memory" in options:
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], check=True)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     socket.sethostname(name)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the test run, which then closes the pipe

@@ -36,17 +36,23 @@ class Process(NamedTuple):
 
 
 class Host:
-    """One host. The first is made from the machine, the others from the first: it sees their processes."""
+    """One host. The first is made from the machine, the others from the first: it sees their processes.
 
-    def __init__(self, name: str, hosts_file: Path, *, base: Optional[Host] = None) -> None:
+    With `own_memory` its /dev/shm is its own, so that nothing passes between hosts but over the network.
+    """
+
+    def __init__(
+        self, name: str, hosts_file: Path, *, base: Optional[Host] = None, own_memory: bool = False
+    ) -> None:
         self.name = name
         unshare = ["unshare", "--fork", "--kill-child", "--pid", "--mount-proc", "--net", "--uts", "--mount"]
         if base is None and not _PRIVILEGED:
             unshare += ["--user", "--map-root-user"]
         self.pid = 0
         enter = base.entering(as_root=True) if base else []
+        init = [sys.executable, "-I", "-S", str(_INIT), name, str(hosts_file)]
         self._holder = subprocess.Popen(
-            [*enter, *unshare, sys.executable, "-I", "-S", str(_INIT), name, str(hosts_file)],
+            [*enter, *unshare, *init, *(["own-memory"] if own_memory else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
