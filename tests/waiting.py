@@ -12,8 +12,12 @@ def wait_until(
     *,
     timeout_s: float = 20.0,
     describe: Optional[Callable[[], str]] = None,
+    pause_s: float = 0.02,
 ) -> Any:
-    """Return what `condition()` returns once that is true; fail with `describe()` after `timeout_s`."""
+    """Return what `condition()` returns once that is true; fail with `describe()` after `timeout_s`.
+
+    `pause_s` passes between two looks.
+    """
     deadline = time.monotonic() + timeout_s
     pause = threading.Event()  # nobody sets it
     while True:
@@ -23,4 +27,4 @@ def wait_until(
         if time.monotonic() > deadline:
             seen = describe() if describe else f"last seen: {value!r}"
             raise AssertionError(f"not within {timeout_s:g} s: {seen}")
-        pause.wait(0.02)
+        pause.wait(pause_s)
