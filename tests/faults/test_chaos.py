@@ -89,8 +89,8 @@ def verdict(
     return judge([of], {**dict.fromkeys(of.begun, 1), **runs}, blocked, left, now_s=130.0)
 
 
-def problems(of: History, *, left: Sequence[str] = (), **runs: int) -> List[str]:
-    return verdict(of, left=left, **runs).problems
+def problems(of: History, **runs: int) -> List[str]:
+    return verdict(of, left=(), blocked=(), **runs).problems
 
 
 FIRST, SECOND = End("a", 101.0, "ok"), End("b", 102.5, "ok")
@@ -156,7 +156,7 @@ def test_a_client_that_does_not_end() -> None:
 
 
 def test_something_left_behind() -> None:
-    assert problems(history(FIRST, SECOND), left=["file f"]) == ["left behind: file f"]
+    assert verdict(history(FIRST, SECOND), left=["file f"]).problems == ["left behind: file f"]
 
 
 def test_a_job_that_was_open_for_too_long() -> None:

@@ -71,9 +71,11 @@ class Link:
 
     async def close(self) -> None:
         """Drop everything and let nobody in any more."""
+        await asyncio.sleep(
+            _MOMENT_S
+        )  # a server that is closed while it lets somebody in forgets that socket
         self._server.close()
         self._flow.set()
-        await asyncio.sleep(_MOMENT_S)  # for connections that are only just coming
         while self._carriers:
             self._abort()
             await asyncio.sleep(_MOMENT_S)
