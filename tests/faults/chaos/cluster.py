@@ -257,7 +257,8 @@ class Cluster:
                 if process.environ().get(MARK) == self._mark:
                     found.append(f"process {process.pid} {' '.join(process.cmdline())}")
         for place in ("home", "temporary"):
-            for path in sorted((self._directory / place).rglob("*")):
-                if path.suffix != _LOCKS and not path.is_dir():
-                    found.append(f"file {path}")
+            for path in sorted((self._directory / place).iterdir()):
+                files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+                if files and path.suffix != _LOCKS:
+                    found.append(f"{path} ({len(files)} files)")
         return found
