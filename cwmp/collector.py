@@ -109,7 +109,7 @@ class Collector:
 
     def stand_aside(self) -> None:
         """No job is open: leave reading to those who wait, as long as they keep coming."""
-        if not self._visitor_came:
+        if not self._visitor_came or self._wire.encrypted:  # of which a visitor could not `peek`
             return
         self._visitor_came = False
         visits = -1

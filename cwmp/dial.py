@@ -17,6 +17,7 @@ from typing import Callable, Dict, List, NamedTuple, Tuple, Union
 
 from . import defaults
 from .addresses import format_address, is_numeric
+from .encryption import Encryption
 from .errors import ConnectError, UsageError, WrongKey
 from .messages import JOB_QUEUE
 from .rendezvous import Cluster, Destination
@@ -34,8 +35,20 @@ class Reached(NamedTuple):
     wire: Wire
 
 
-def locate(find: Callable[[], Destination]) -> Tuple[str, int, bytes]:
-    """Where the master that `find` tells of answers: address, port, key.
+class Located(NamedTuple):
+    """What leads to a master, to be handed to `connect`."""
+
+    host: str
+    port: int
+    authkey: bytes
+    encryption: Encryption
+
+    def __repr__(self) -> str:
+        return f"Located({format_address(self.host, self.port)})"  # without the key
+
+
+def locate(find: Callable[[], Destination]) -> Located:
+    """Where the master that `find` tells of answers.
 
     Another node's file may be older than what that node has written: so when nobody answers, `find` is
     asked again for `ATTRIBUTE_CACHE_S`. An address that was given is returned untried.
@@ -45,7 +58,7 @@ def locate(find: Callable[[], Destination]) -> Tuple[str, int, bytes]:
     while True:
         where = find()
         if where.nonce is None:
-            return where.hosts[0], where.port, where.authkey
+            return Located(where.hosts[0], where.port, where.authkey, where.encryption)
         try:
             host, wire = reach(where)
         except ConnectError:
@@ -54,7 +67,7 @@ def locate(find: Callable[[], Destination]) -> Tuple[str, int, bytes]:
             time.sleep(_LOOK_AGAIN_S)
         else:
             wire.close()
-            return host, where.port, where.authkey
+            return Located(host, where.port, where.authkey, where.encryption)
 
 
 def answers(cluster: Cluster) -> bool:
@@ -62,19 +75,22 @@ def answers(cluster: Cluster) -> bool:
     if cluster.is_here():
         return cluster.is_live()
     try:
-        where = Destination(cluster.hosts(), cluster.port, cluster.authkey, cluster.name, cluster.nonce)
+        where = cluster.destination()
         reach(where, _PROBE_S).wire.close()
     except UsageError:
-        return True  # it listens on its own loopback only: we cannot know
+        return True  # it listens on its own loopback only, or encrypts and we cannot: we cannot know
     except ConnectError:
         return False
     return True
 
 
 def reach(where: Destination, timeout_s: float = defaults.CONNECT_S + defaults.HANDSHAKE_S) -> Reached:
-    """Connect to the master at `where`. Raises ConnectError, or WrongKey if no address has another reason."""
+    """Connect to the master at `where`. Raises ConnectError, or WrongKey if no address has another reason.
+
+    UsageError where the connection must be encrypted and cannot be.
+    """
     if len(where.hosts) == 1:
-        wire = connect(where.hosts[0], where.port, where.authkey, timeout_s=timeout_s)
+        wire = connect(where.hosts[0], where.port, where.authkey, where.encryption, timeout_s=timeout_s)
         return Reached(where.hosts[0], _identified(wire, where, str(where)))
     failures: Dict[str, Exception] = {}
     numeric = [host for host in where.hosts if is_numeric(host)]
@@ -231,7 +247,9 @@ class _Race:
         result: Union[Wire, Exception]
         try:
             result = _identified(
-                greet(sock, place, self._where.authkey, self._timeout_s), self._where, place
+                greet(sock, place, self._where.authkey, self._timeout_s, self._where.encryption),
+                self._where,
+                place,
             )
         except Exception as error:  # whatever listens there may answer anything
             result = error
@@ -245,6 +263,8 @@ class _Race:
             self._greeting.pop(host)[1].join()
             if isinstance(result, Wire):
                 return Reached(host, result)
+            if isinstance(result, UsageError):  # it concerns all addresses
+                raise result
             self._failures[host] = result
         return None
 

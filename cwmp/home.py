@@ -37,6 +37,18 @@ def home() -> Path:
     return path
 
 
+def home_exists() -> bool:
+    """Whether there is such a directory that can be used; none is made."""
+    path = os.environ.get("CWMP_HOME") or "~/.cwmp"
+    if not os.path.isdir(os.path.expanduser(path)):
+        return False
+    try:
+        home()
+    except UsageError:
+        return False
+    return True
+
+
 def private_directory(name: str) -> Path:
     """The directory `home()/name`, made 0700 when missing."""
     path = home() / name

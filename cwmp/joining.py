@@ -103,7 +103,7 @@ def _enter(where: Destination, hello: Dict[str, Any], timeout_s: float) -> Joine
         welcome = introduce(take, hello)
         further = {key: value for key, value in hello.items() if key != "back"}
         further["member"] = welcome["member"]
-        wires.append(connect(host, where.port, where.authkey, timeout_s=timeout_s))
+        wires.append(connect(host, where.port, where.authkey, where.encryption, timeout_s=timeout_s))
         introduce(wires[1], further)
     except BaseException as error:
         for wire in wires:
@@ -120,7 +120,7 @@ def _enter(where: Destination, hello: Dict[str, Any], timeout_s: float) -> Joine
         place,
         where.name is not None,
         welcome["store"],
-        Transfer((host, where.port), where.authkey, further),
+        Transfer((host, where.port), where.authkey, further, where.encryption),
         take,
         wires[1],
         welcome["known"],

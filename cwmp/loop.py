@@ -12,10 +12,13 @@ import selectors
 import signal
 import socket
 from collections import deque
-from typing import Any, Callable, Deque, Dict, List, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, List, Optional, Tuple, Union
 
 from . import defaults
 from .frames import FrameError, FrameReader, header
+
+if TYPE_CHECKING:
+    from .tls import AnySocket
 
 CLOSED = "closed by the other side"
 """Why a channel has ended whose peer hung up, or died."""
@@ -148,7 +151,7 @@ class Channel:
     def __init__(
         self,
         loop: Loop,
-        sock: socket.socket,
+        sock: AnySocket,
         on_frames: Callable[[List[bytes]], None],
         on_close: Callable[[str], None],
         already: Optional[Tuple[FrameReader, List[bytes]]] = None,
@@ -209,7 +212,7 @@ class Channel:
             self._unsent.append(memoryview(data)[sent:])
             self._loop.watch_writes(self.sock, self._writable)
 
-    def detach(self) -> socket.socket:
+    def detach(self) -> AnySocket:
         """Let go of the connection without ending it."""
         self.open = False
         self._unsent.clear()

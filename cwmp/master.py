@@ -19,6 +19,7 @@ from typing import Any, Dict, List, Optional, Set, Tuple
 from . import __version__, defaults
 from .broker import Broker
 from .depot import Depot, mark_of
+from .encryption import DEFAULT, Encryption
 from .hearsay import whole_number, whole_numbers
 from .loop import Loop
 from .members import CLIENT, WORKER, Member, Members
@@ -144,11 +145,12 @@ class Master:
         authkey: bytes,
         *,
         name: str = defaults.CLUSTER_NAME,
+        encrypt: Encryption = DEFAULT,
         leash_fd: Optional[int] = None,
         blob_dir: Optional[str] = None,
         blob_limit: Optional[int] = None,
     ) -> None:
-        self.name = name
+        self.name, self._encrypt = name, encrypt
         self.nonce = os.urandom(8).hex()  # tells this master from every other
         self.depot = Depot(blob_dir, blob_limit, self._notify, mark_of(name, authkey))
         self.broker = Broker(blobs=self.depot, first=1 + 1000 * random.SystemRandom().randrange(100_000))
@@ -169,7 +171,7 @@ class Master:
         self._stopping = False
         self._loop = Loop()
         try:
-            self._server = Server((host, port), authkey, self._loop)
+            self._server = Server((host, port), authkey, self._loop, encrypt)
         except BaseException:
             self.depot.close()
             raise
@@ -381,6 +383,7 @@ class Master:
             "version": __version__,
             "python": python_minor(),
             "protocol": PROTOCOL,
+            "encryption": self._encrypt.facts(),
             "blobs": self.depot.status(),
             **self.broker.status(self.now()),
         }

@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Union
 
 from . import defaults, rendezvous
 from .addresses import format_address
-from .dial import locate, reach
+from .dial import Located, locate, reach
 from .errors import ConnectError, UsageError, VersionMismatch
 from .messages import this_side
 from .patience import master_timeout_s, pauses
@@ -18,6 +18,8 @@ from .transfers import Transfer
 from .transport import Wire, connect, introduce
 
 log = logging.getLogger("cwmp")
+
+Place = Union[Destination, Located]
 
 _SAY_AFTER_S = 1.0  # a shorter absence is not worth a word
 
@@ -51,8 +53,8 @@ class Membership:
 
     def join(self) -> Joined:
         """Become a member. Raises ConnectError, WrongKey or VersionMismatch."""
-        host, port, authkey = locate(self._find)
-        return self._enter(connect(host, port, authkey), Destination((host,), port, authkey), host, {})
+        where = locate(self._find)
+        return self._enter(connect(*where), where, where.host, {})
 
     def come_back(self, former: Joined) -> Joined:
         """Get back to the master, or to its successor. Raises ConnectError after `timeout_s`."""
@@ -84,14 +86,16 @@ class Membership:
         """Have `come_back` return soon."""
         self._given_up.set()
 
-    def _enter(self, first: Wire, where: Destination, host: str, back: Dict[str, Any]) -> Joined:
+    def _enter(self, first: Wire, where: Place, host: str, back: Dict[str, Any]) -> Joined:
         """Introduce ourselves, on both connections."""
         wires: List[Wire] = [first]
         hello = this_side("client", **self._facts)
         try:
             welcome = introduce(first, {**hello, **back})
             hello["member"] = welcome["member"]
-            wires.append(connect(host, where.port, where.authkey, timeout_s=_timeout_s(back)))
+            wires.append(
+                connect(host, where.port, where.authkey, where.encryption, timeout_s=_timeout_s(back))
+            )
             introduce(wires[1], hello)
         except (OSError, EOFError) as error:
             _close(wires)
@@ -109,7 +113,7 @@ class Membership:
             welcome["name"],
             welcome["nonce"],
             welcome["store"],
-            Transfer((host, where.port), where.authkey, hello),
+            Transfer((host, where.port), where.authkey, hello, where.encryption),
             wires[0],
             wires[1],
             welcome["known"],

@@ -15,15 +15,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Callable, List, Optional, Tuple, Union
 
-from . import defaults, messages
+from . import defaults, encryption, messages
 from .addresses import EVERY_INTERFACE as EVERY_INTERFACE
 from .addresses import LOOPBACK as LOOPBACK
 from .addresses import check_port as check_port
 from .addresses import format_address as format_address
 from .addresses import interfaces, reachable
 from .addresses import parse_address as parse_address
+from .encryption import DEFAULT, Encryption
 from .errors import ConnectError, UsageError
-from .home import exclusive, private_directory, read_private, write_private
+from .home import exclusive, home_exists, private_directory, read_private, write_private
 from .home import home as home  # for those who ask here where things are
 from .home import home_key as home_key
 from .home import read_key_file as read_key_file
@@ -48,9 +49,13 @@ class Cluster:
     nonce: str  # random: tells this master from every other, also from one that got its address
     addresses: Tuple[str, ...] = ()  # where other nodes may reach it, if it is bound to every interface
     slurm_job: str = ""  # the SLURM job that it runs in
+    encrypt: str = encryption.AUTO  # its setting,
+    encryption: str = encryption.PSK  # and what that comes to with its Python
 
     @classmethod
-    def of_this_process(cls, name: str, host: str, port: int, authkey: bytes, nonce: str = "") -> Cluster:
+    def of_this_process(
+        cls, name: str, host: str, port: int, authkey: bytes, nonce: str = "", encrypt: Encryption = DEFAULT
+    ) -> Cluster:
         """The entry for a master that runs in the calling process; `nonce` is random unless given."""
         pid = os.getpid()
         return cls(
@@ -66,6 +71,8 @@ class Cluster:
             nonce=nonce or os.urandom(8).hex(),
             addresses=reachable(host, interfaces()) if host in EVERY_INTERFACE else (),
             slurm_job=slurm_job() or "",
+            encrypt=encrypt.mode,
+            encryption=encrypt.way,
         )
 
     def is_live(self) -> bool:
@@ -88,6 +95,17 @@ class Cluster:
             return ("::1" if ":" in self.host else "127.0.0.1",)
         return (*self.addresses, self.node) if self.host in EVERY_INTERFACE else (self.host,)
 
+    def destination(
+        self, key: Optional[bytes] = None, encrypt: Optional[Encryption] = None, *, known_here: bool = False
+    ) -> Destination:
+        """The way there, with another key or setting of encryption than its own and the environment's.
+
+        `known_here`: on this node its process was seen to live. Elsewhere another may have got its address.
+        """
+        nonce = None if known_here and self.is_here() else self.nonce
+        followed = (encrypt or encryption.choose()).following(self.encrypt, self.encryption)
+        return Destination(self.hosts(), self.port, key or self.authkey, self.name, nonce, followed)
+
     def address(self) -> Tuple[str, int]:
         """Where this process most likely reaches that master, in one word for people: (host, port)."""
         return self.hosts()[-1], self.port
@@ -102,6 +120,7 @@ class Destination:
     authkey: bytes = field(repr=False)
     name: Optional[str] = None  # of the cluster that was looked up; None: the address was given
     nonce: Optional[str] = None  # of the master that it must be; None: whoever is there
+    encryption: Encryption = field(default_factory=encryption.choose)
 
     def __str__(self) -> str:
         return format_address(self.hosts[0], self.port)
@@ -168,7 +187,7 @@ def read(name: str) -> Optional[Cluster]:
     if data is None:
         return None
     try:
-        record = json.loads(data)
+        record = {**_BEFORE_ENCRYPTION, **json.loads(data)}
         values = {key: _typed(record[key], kind) for key, kind in _KINDS.items()}
         if values["name"] != name:
             raise ValueError("it was copied from another cluster's")
@@ -206,7 +225,10 @@ _KINDS = {
     "python": str,
     "nonce": str,
     "slurm_job": str,
+    "encrypt": str,
+    "encryption": str,
 }
+_BEFORE_ENCRYPTION = {"encrypt": encryption.NEVER, "encryption": encryption.CLEAR}  # what older masters write
 
 
 def _typed(value: Any, kind: type) -> Any:
@@ -262,18 +284,23 @@ def find(
     name: Optional[str] = None,
     authkey: Union[str, bytes, None] = None,
     authkey_file: Optional[str] = None,
+    encrypt: Optional[Encryption] = None,
 ) -> Destination:
-    """Where the master is and its key: see `find_master` and `find_key`."""
+    """Where the master is and its key: see `find_master` and `find_key`.
+
+    `encrypt` is the setting of the caller, else the environment's; what is published goes before it.
+    """
     given = _given_address(host, port)
     cluster = find_cluster(name) if given is None else None
     if cluster is None:
         address = given or find_master(name=name)
         key = find_key(authkey, authkey_file, host=address[0], port=address[1])
-        return Destination((address[0],), address[1], key)
-    key = _given_key(authkey, authkey_file) or cluster.authkey
-    # On this node we have seen that its process lives; elsewhere another may have got its address.
-    nonce = None if cluster.is_here() else cluster.nonce
-    return Destination(cluster.hosts(), cluster.port, key, cluster.name, nonce)
+        encrypt = encrypt or encryption.choose()
+        cluster = _listening_at(*address) if home_exists() else None
+        if cluster is not None:
+            encrypt = encrypt.following(cluster.encrypt, cluster.encryption)
+        return Destination((address[0],), address[1], key, encryption=encrypt)
+    return cluster.destination(_given_key(authkey, authkey_file), encrypt, known_here=True)
 
 
 def find_master(

@@ -22,12 +22,17 @@ import time
 from collections import deque
 from functools import partial
 from multiprocessing import AuthenticationError
-from typing import Any, Callable, Deque, Dict, Iterable, List, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, Iterable, List, Optional, Set, Tuple
 
 from . import defaults, shortcut
+from .encryption import DEFAULT, Encryption
+from .entrance import Entrance
 from .errors import CwmpError
 from .loop import Channel, Loop
 from .transport import FAILURE, RETURN, Wire, dump_message, failure, load_message
+
+if TYPE_CHECKING:
+    from .tls import AnySocket
 
 log = logging.getLogger("cwmp.master")
 
@@ -67,7 +72,7 @@ class Peer:
         else:
             self.channel.send(reply)
 
-    def detach(self) -> socket.socket:
+    def detach(self) -> AnySocket:
         """Give the connection, which has said nothing beyond this request, to a thread that serves it."""
         self._server.forget(self)
         sock = self.channel.detach()
@@ -148,7 +153,9 @@ class Peer:
 class Server:
     """Listens, lets the key's owners in, and calls the methods of the served objects."""
 
-    def __init__(self, address: Tuple[str, int], authkey: bytes, loop: Loop) -> None:
+    def __init__(
+        self, address: Tuple[str, int], authkey: bytes, loop: Loop, encrypt: Encryption = DEFAULT
+    ) -> None:
         self.loop = loop
         self.on_gone: Callable[[Peer, str], None] = lambda peer, reason: None
         self._authkey = authkey
@@ -162,7 +169,14 @@ class Server:
         self._room_comes: Optional[threading.Timer] = None  # ends a pause in which all seats were taken
         main = _listen(address)
         self.address: Tuple[str, int] = main.getsockname()[:2]
-        beside = shortcut.listen(self.address[0], self.address[1], defaults.BACKLOG)
+        try:
+            self._entrance = Entrance(self.address[0], authkey, encrypt)
+        except BaseException:
+            main.close()
+            raise
+        beside = None
+        if self._entrance.has_shortcut:
+            beside = shortcut.listen(self.address[0], self.address[1], defaults.BACKLOG)
         self._sockets = [main] if beside is None else [main, beside]
         _raise_descriptor_limit()
         self._listening = False
@@ -270,8 +284,9 @@ class Server:
         if sock.family == socket.AF_UNIX and shortcut.peer(sock)[1] != os.geteuid():
             sock.close()  # our own clients take this way as the same user only
             return
-        sock.setblocking(True)
-        wire = Wire(sock)
+        wire = self._entrance.admit(sock, address[0] if address else "")
+        if wire is None:
+            return
         name = f"{address[0]}:{address[1]}" if address else f"pid {shortcut.peer(sock)[0]}"
         thread = threading.Thread(target=self._handshake, args=(wire, name), name="handshake", daemon=True)
         self._half_open.append((now, wire, thread))
@@ -302,9 +317,10 @@ class Server:
             self.loop.forget(sock)
 
     def _handshake(self, wire: Wire, name: str) -> None:
-        """In a thread of its own: the mutual challenge, which ends or is hung up upon."""
+        """In a thread of its own: TLS if need be and the mutual challenge, which ends or is hung up upon."""
         proven = False
         try:
+            wire.shake_hands()
             wire.prove_key(self._authkey, as_master=True)
             proven = True
         except AuthenticationError:

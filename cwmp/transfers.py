@@ -15,12 +15,16 @@ import os
 import socket
 import struct
 import threading
-from typing import Any, Callable, Dict, Optional, Sequence, Set, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Sequence, Set, Tuple, Union
 
 from . import defaults, shelf
+from .encryption import Encryption
 from .errors import BlobLost, ConnectError, CwmpError, UnknownMember, UsageError
 from .messages import BLOB_STORE, Ref
 from .transport import FAILURE, RETURN, connect, dump_message, introduce, load_message
+
+if TYPE_CHECKING:
+    from .tls import AnySocket
 
 log = logging.getLogger("cwmp")
 
@@ -38,12 +42,12 @@ class Damaged(CwmpError):
 # --- both sides -----------------------------------------------------------------------------
 
 
-def _send_frame(sock: socket.socket, message: Any) -> None:
+def _send_frame(sock: AnySocket, message: Any) -> None:
     body = dump_message(message)
     sock.sendall(_LENGTH.pack(len(body)) + body)
 
 
-def _receive_frame(sock: socket.socket) -> Any:
+def _receive_frame(sock: AnySocket) -> Any:
     """The next message. Raises EOFError at the end, Damaged for nonsense."""
     length = _LENGTH.unpack(_receive_exactly(sock, _LENGTH.size))[0]
     if length > _MAX_FRAME:
@@ -51,7 +55,7 @@ def _receive_frame(sock: socket.socket) -> Any:
     return load_message(_receive_exactly(sock, length))
 
 
-def _receive_exactly(sock: socket.socket, size: int) -> bytes:
+def _receive_exactly(sock: AnySocket, size: int) -> bytes:
     data = b""
     while len(data) < size:
         more = sock.recv(size - len(data))
@@ -61,7 +65,7 @@ def _receive_exactly(sock: socket.socket, size: int) -> bytes:
     return data
 
 
-def _receive_bytes(sock: socket.socket, size: int, take: Callable[[memoryview], Any]) -> str:
+def _receive_bytes(sock: AnySocket, size: int, take: Callable[[memoryview], Any]) -> str:
     """Pass `size` bytes to `take`, piece by piece; returns their digest."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(min(size, _PIECE_BYTES)))
@@ -84,11 +88,11 @@ class Server:
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
-        self._open: Set[socket.socket] = set()
+        self._open: Set[AnySocket] = set()
         self._lock = threading.Lock()  # guards `_open`
         self._closed = False
 
-    def serve(self, sock: socket.socket, prefix: str) -> None:
+    def serve(self, sock: AnySocket, prefix: str) -> None:
         """Serve a member's connection from now on; what it puts must be called `prefix`..."""
         with self._lock:
             self._open.add(sock)
@@ -107,7 +111,7 @@ class Server:
                 except OSError:
                     pass  # it has just ended
 
-    def _serve(self, sock: socket.socket, prefix: str) -> None:
+    def _serve(self, sock: AnySocket, prefix: str) -> None:
         try:
             _send_frame(sock, (RETURN, None))
             while not self._closed:
@@ -124,7 +128,7 @@ class Server:
                 self._open.discard(sock)
             sock.close()
 
-    def _work(self, sock: socket.socket, kind: str, name: str, size: int, prefix: str) -> None:
+    def _work(self, sock: AnySocket, kind: str, name: str, size: int, prefix: str) -> None:
         if kind == "get":
             self._send(sock, name, size)
         elif kind == "put" and name.startswith(prefix):
@@ -132,7 +136,7 @@ class Server:
         else:
             raise UsageError(f"this member cannot {kind} {name!r}")
 
-    def _send(self, sock: socket.socket, name: str, size: int) -> None:
+    def _send(self, sock: AnySocket, name: str, size: int) -> None:
         try:
             file = open(os.path.join(self._directory, name), "rb", buffering=0)
         except OSError:
@@ -148,7 +152,7 @@ class Server:
             digest = name if shelf.is_digest(name) else _digest_of_file(file, size)
         _send_frame(sock, digest)
 
-    def _receive(self, sock: socket.socket, name: str, size: int) -> None:
+    def _receive(self, sock: AnySocket, name: str, size: int) -> None:
         """Write what comes to a file; it is removed again if that is not all of it."""
         path = os.path.join(self._directory, name)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -185,11 +189,18 @@ class Transfer:
     `hello` is what the member introduced itself with, with its id as `member`.
     """
 
-    def __init__(self, address: Tuple[str, int], authkey: bytes, hello: Dict[str, Any]) -> None:
+    def __init__(
+        self,
+        address: Tuple[str, int],
+        authkey: bytes,
+        hello: Dict[str, Any],
+        encrypt: Optional[Encryption] = None,
+    ) -> None:
         self._address = address
         self._authkey = authkey
+        self._encrypt = encrypt
         self._hello = hello
-        self._sock: Optional[socket.socket] = None
+        self._sock: Optional[AnySocket] = None
 
     @property
     def member(self) -> int:
@@ -198,12 +209,13 @@ class Transfer:
 
     def another(self) -> Transfer:
         """A further connection of the same member."""
-        return Transfer(self._address, self._authkey, self._hello)
+        return Transfer(self._address, self._authkey, self._hello, self._encrypt)
 
     def go_to(self, other: Transfer) -> None:
         """From the next call on connect as `other` would."""
         if (self._address, self._hello) != (other._address, other._hello):
             self._address, self._authkey, self._hello = other._address, other._authkey, other._hello
+            self._encrypt = other._encrypt
             self.close()
 
     def get(self, ref: Ref, take: Callable[[memoryview], Any]) -> None:
@@ -224,6 +236,11 @@ class Transfer:
         except (EOFError, OSError) as error:
             self.close()
             raise ConnectError(f"the connection to the master broke: {error}") from error
+        except CwmpError:
+            raise
+        except BaseException:  # an interrupt: what is under way would be taken for the next answer
+            self.close()
+            raise
 
     def put(self, name: str, pieces: Sequence[Buffer]) -> str:
         """Bring these bytes to the master's shelf; returns their digest. Raises Damaged, ConnectError."""
@@ -243,6 +260,9 @@ class Transfer:
         except (EOFError, OSError) as error:
             self.close()
             raise ConnectError(f"the connection to the master broke: {error}") from error
+        except BaseException:  # an interrupt: the next request would be taken for a piece
+            self.close()
+            raise
         if kind != RETURN:
             raise Damaged(f"a large value of {size} bytes could not be sent: {value}")
         return str(value)
@@ -257,9 +277,9 @@ class Transfer:
                 pass  # it was closed by the other side
             sock.close()
 
-    def _connected(self) -> socket.socket:
+    def _connected(self) -> AnySocket:
         if self._sock is None:
-            wire = connect(*self._address, self._authkey)
+            wire = connect(*self._address, self._authkey, self._encrypt)
             try:
                 introduce(wire, self._hello)
                 wire.request(BLOB_STORE, "transfer")

@@ -9,18 +9,26 @@ that builds plain values only.
 from __future__ import annotations
 
 import io
+import logging
 import pickle
 import select
 import socket
 import sys
 from collections import deque
-from multiprocessing import AuthenticationError
 from multiprocessing.connection import answer_challenge, deliver_challenge
-from typing import Any, Deque, Dict, List, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Deque, Dict, List, Optional, Set, Tuple, Union
 
-from . import defaults, errors, shortcut
+from . import defaults, encryption, errors, handshakes, shortcut
+from .encryption import Encryption
 from .frames import FrameError, FrameReader, header
 from .messages import JOB_QUEUE
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
+    from .tls import AnySocket, TlsSocket
+
+log = logging.getLogger("cwmp")
 
 RETURN = "#RETURN"
 FAILURE = "#TRACEBACK"  # value: "ErrorClass: message"
@@ -85,7 +93,8 @@ class Wire:
 
     def __init__(self, sock: socket.socket) -> None:
         set_options(sock)
-        self.sock = sock
+        self.sock: AnySocket = sock
+        self._bare = sock
         self._reader = FrameReader(_HANDSHAKE_BYTES)
         self._appetite = _HANDSHAKE_BYTES  # bytes to read at most, until the key is proven
         self._frames: Deque[bytes] = deque()
@@ -93,6 +102,12 @@ class Wire:
         """Bytes of the last reply."""
         self.sent = 0
         """Frames sent."""
+
+    encrypted = False
+    """Whether there is TLS in it."""
+
+    def shake_hands(self) -> None:
+        """Begin TLS, where it is to be spoken; `TlsSocket.shake_hands` tells what it raises."""
 
     # What multiprocessing's challenge functions ask of a connection:
 
@@ -105,20 +120,20 @@ class Wire:
         number = self.sent + 1
         small = len(body) <= _ONE_WRITE_BYTES
         parts = [header(len(body)) + body] if small else [header(len(body)), body]
-        log: List[int] = []
+        gone: List[int] = []
         interrupt: Optional[BaseException] = None
         while True:
             try:
-                rest = _behind(parts, sum(log))
+                rest = _behind(parts, sum(gone))
                 if not rest:
                     self.sent = number
                     break
                 # One step for the interpreter: an interrupt comes before it or after it.
-                log.extend(map(self.sock.send, (rest,)))
+                gone.extend(map(self._bare.send, (rest,)))
             except OSError:
                 raise
             except BaseException as error:
-                if not log:
+                if not gone:
                     raise
                 interrupt = error
         if interrupt is not None:
@@ -180,7 +195,7 @@ class Wire:
 
         None where what comes is not one small and complete reply: `reply` tells what it is. Raises OSError.
         """
-        data = self.sock.recv(defaults.READ_BYTES, socket.MSG_PEEK)
+        data = self._bare.recv(defaults.READ_BYTES, socket.MSG_PEEK)
         if data[:4] == header(len(data) - 4) and not self._frames and self._reader.at_frame:
             try:
                 kind, value = load_message(data[4:])
@@ -192,7 +207,7 @@ class Wire:
 
     def skip(self, size: int) -> None:
         """Take `size` bytes that were looked at off the connection."""
-        self.sock.recv(size)
+        self._bare.recv(size)
 
     def call(self, obj: Any, method: str, *args: Any) -> Any:
         """A request and its reply."""
@@ -211,15 +226,75 @@ class Wire:
 
     def hang_up(self) -> None:
         """End the connection for both sides; wakes a thread that is blocked in it."""
-        try:
-            self.sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # it was closed by the other side already
+        _hang_up(self._bare)
 
     def close(self) -> None:
         """Hang up and give the descriptor back."""
         self.hang_up()
         self.sock.close()
+
+
+class TlsWire(Wire):
+    """The same through TLS."""
+
+    encrypted = True
+
+    def __init__(self, sock: socket.socket, context: SSLContext, *, server_side: bool) -> None:
+        from .tls import TlsSocket
+
+        super().__init__(sock)
+        self.sock: TlsSocket = TlsSocket(sock, context, server_side=server_side)
+
+    def shake_hands(self) -> None:
+        """Begin TLS."""
+        self.sock.shake_hands()
+
+    def send_bytes(self, body: bytes) -> None:
+        """Send one frame, with the same promise as without TLS.
+
+        An interrupt that comes inside OpenSSL is raised when that has done its work. So what has been taken
+        in is not told by what it returns, but by what it holds.
+        """
+        sock, number = self.sock, self.sent + 1
+        small = len(body) <= _ONE_WRITE_BYTES
+        parts = [header(len(body)) + body] if small else [header(len(body)), body]
+        taken = offered = 0
+        interrupt: Optional[BaseException] = None
+        while True:
+            try:
+                if offered and sock.holds:
+                    taken, offered = taken + offered, 0
+                sock.flush()
+                rest = memoryview(_behind(parts, taken))[: defaults.MAX_BATCH_BYTES]
+                if not rest:
+                    self.sent = number
+                    break
+                offered = len(rest)
+                sock.encrypt(rest)
+            except OSError:
+                raise
+            except BaseException as error:
+                if not taken and not sock.holds:
+                    raise
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
+
+    def peek(self) -> Optional[Tuple[int, Any]]:
+        """What is taken off the connection to be decrypted cannot be left where it is."""
+        return None
+
+    def release(self) -> Tuple[FrameReader, List[bytes]]:
+        """Also what was decrypted and not read yet: nothing would tell the other reader of it."""
+        reader, frames = super().release()
+        return reader, frames + reader.feed(self.sock.drain())
+
+
+def _hang_up(sock: socket.socket) -> None:
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # it was closed by the other side already
 
 
 def _behind(parts: List[bytes], sent: int) -> Union[bytes, memoryview]:
@@ -234,62 +309,73 @@ def _behind(parts: List[bytes], sent: int) -> Union[bytes, memoryview]:
 
 
 def connect(
-    host: str, port: int, authkey: bytes, *, timeout_s: float = defaults.CONNECT_S + defaults.HANDSHAKE_S
+    host: str,
+    port: int,
+    authkey: bytes,
+    encrypt: Optional[Encryption] = None,
+    *,
+    timeout_s: float = defaults.CONNECT_S + defaults.HANDSHAKE_S,
 ) -> Wire:
-    """An authenticated connection to the master at `host`:`port`.
+    """An authenticated connection to the master at `host`:`port`; `encrypt` is as the environment says.
 
-    Raises ConnectError (not found, refused, no answer in `timeout_s`) or WrongKey.
+    Raises ConnectError (not found, refused, no answer in `timeout_s`) or WrongKey, and UsageError where it
+    must be encrypted and cannot be.
     """
+    encrypt = encrypt or encryption.choose()
     place = f"{host}:{port}"
     try:
-        sock = shortcut.connect(host, port, timeout_s) or socket.create_connection(
-            (host, port), timeout=timeout_s
-        )
+        sock = None if encrypt.mode == encryption.ALWAYS else shortcut.connect(host, port, timeout_s)
+        if sock is None:
+            sock = socket.create_connection((host, port), timeout=timeout_s)
     except socket.timeout:
         raise errors.ConnectError(f"no answer from {place} within {timeout_s:g} s") from None
     except OSError as error:
-        raise errors.ConnectError(f"cannot connect to a master at {place}: {_reason(error)}") from error
-    return greet(sock, place, authkey, timeout_s)
+        reason = handshakes.reason(error)
+        raise errors.ConnectError(f"cannot connect to a master at {place}: {reason}") from error
+    return greet(sock, place, authkey, timeout_s, encrypt)
 
 
-def greet(sock: socket.socket, place: str, authkey: bytes, timeout_s: float) -> Wire:
+def greet(
+    sock: socket.socket, place: str, authkey: bytes, timeout_s: float, encrypt: Optional[Encryption] = None
+) -> Wire:
     """Make an authenticated connection of one that stands; `connect` tells what it raises."""
     sock.settimeout(timeout_s)
-    wire = Wire(sock)
+    encrypted = False
     try:
+        wire = _wire(sock, place, authkey, encrypt or encryption.choose())
+        encrypted = wire.encrypted
+        wire.shake_hands()
         wire.prove_key(authkey, as_master=False)
         wire.request(None, "accept_connection")
         wire.reply()
     except BaseException as error:
-        wire.close()
-        raise _handshake_error(error, place, timeout_s) from error
+        _hang_up(sock)
+        sock.close()
+        if isinstance(error, errors.UsageError):
+            raise
+        raise handshakes.told(error, place, timeout_s, encrypted) from error
     wire.deadline(defaults.REPLY_S)
     return wire
+
+
+_in_clear: Set[str] = set()  # places that this process has warned of
+
+
+def _wire(sock: socket.socket, place: str, authkey: bytes, encrypt: Encryption) -> Wire:
+    """With or without TLS, as both ends understand the rule."""
+    address = "127.0.0.1" if sock.family == socket.AF_UNIX else str(sock.getpeername()[0])
+    if encrypt.covers(address) and sock.family != socket.AF_UNIX:
+        from . import tls  # OpenSSL takes 10 ms to load
+
+        encrypt.require(f"the connection to {place}")
+        return TlsWire(sock, tls.context(encrypt, authkey, server_side=False), server_side=False)
+    if not encryption.is_loopback(address) and place not in _in_clear:
+        _in_clear.add(place)
+        log.warning("what goes to and from %s is not encrypted, as CWMP_ENCRYPT=never demands", place)
+    return Wire(sock)
 
 
 def introduce(wire: Wire, hello: Dict[str, Any]) -> Dict[str, Any]:
     """Join the cluster; returns the master's welcome. Raises VersionMismatch and other CwmpErrors."""
     welcome: Dict[str, Any] = wire.call(JOB_QUEUE, "join", hello)
     return welcome
-
-
-def _handshake_error(error: BaseException, place: str, timeout_s: float) -> BaseException:
-    """What went wrong between a standing connection and a proven key."""
-    if isinstance(error, AuthenticationError):
-        return errors.WrongKey(
-            f"the master at {place} holds another key: use the key that it was started with "
-            "(--authkey-file, CWMP_AUTHKEY_FILE)"
-        )
-    if isinstance(error, socket.timeout):
-        return errors.ConnectError(f"{place} took the connection but did not answer within {timeout_s:g} s")
-    if isinstance(error, (EOFError, OSError)):
-        return errors.ConnectError(f"{place} closed the connection during the handshake ({_reason(error)})")
-    if isinstance(error, Exception):
-        return errors.ConnectError(f"what listens at {place} is not a cwmp master ({_reason(error)})")
-    return error
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return str(error) or type(error).__name__

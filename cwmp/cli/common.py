@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any, Callable, Iterator, List, NoReturn, Optional, Sequence, Tuple
 
 from .. import rendezvous
+from ..encryption import MODES, Encryption, choose
 from ..errors import CwmpError, UsageError
 
 NEEDED = ("cloudpickle", "psutil")  # what cwmp imports and Python does not bring
@@ -121,6 +122,30 @@ def add_cluster_options(parser: Parser, *, what_name_does: str) -> None:
         "standard input. Without either: $CWMP_AUTHKEY, $CWMP_AUTHKEY_FILE, the running cluster's own "
         "key file, then $CWMP_HOME/authkey, which is made on first use",
     )
+
+
+def add_encryption_options(parser: Parser) -> None:
+    """--encrypt and --tls-cert, --tls-key, --tls-ca."""
+    parser.add_argument(
+        "--encrypt",
+        metavar="|".join(MODES),
+        choices=MODES,
+        help="auto encrypts what leaves this machine, always also what does not. Without certificates that "
+        "takes Python 3.13 or newer (default: $CWMP_ENCRYPT, else auto; who finds a cluster by its name does "
+        "as its master does)",
+    )
+    for flag, what in (
+        ("--tls-cert", "use TLS with this certificate, and not with the cluster's key"),
+        ("--tls-key", "the private key of it, which must be yours alone (chmod 600)"),
+        ("--tls-ca", "the certificate of the CA that has signed those of all sides"),
+    ):
+        variable = "CWMP" + flag.replace("-", "_").upper()[1:]
+        parser.add_argument(flag, metavar="FILE", help=f"{what} (default: ${variable})")
+
+
+def encryption(args: argparse.Namespace) -> Encryption:
+    """What those options and the environment say. Raises UsageError."""
+    return choose(args.encrypt, args.tls_cert, args.tls_key, args.tls_ca)
 
 
 def add_blob_options(parser: Parser, *, what_dir_does: str) -> None:

@@ -7,7 +7,7 @@ import json
 import sys
 from typing import List, Optional
 
-from .. import cpus, rendezvous
+from .. import cpus, dial, rendezvous
 from . import common
 from .status import ask, report, slots_text
 
@@ -95,7 +95,7 @@ def _status(args: argparse.Namespace, _program: List[str]) -> int:
     cluster = rendezvous.find_cluster(name)
     if cluster is None:
         raise common.Failed(f"cluster {name!r} is not running")
-    status = ask(*cluster.address(), cluster.authkey)
+    status = ask(*dial.locate(lambda: cluster.destination(known_here=True)))
     print(json.dumps(status, indent=1) if args.json else report(status))
     return 0
 

@@ -64,6 +64,7 @@ def _parser() -> common.Parser:
         action="store_true",
         help="publish nothing: whoever is to find this master is told its address and key",
     )
+    common.add_encryption_options(parser)
     common.add_blob_options(parser, what_dir_does="keep large values in DIR")
     common.add_launcher_options(parser)
     return parser
@@ -75,6 +76,7 @@ def _serve(args: argparse.Namespace) -> int:
     name = rendezvous.cluster_name(args.name)
     leash_fd = common.leash_fd(args)
     key = _key(args, name)
+    encrypt = common.encryption(args)
     bind = args.host
     if args.interface is not None:
         bind = addresses.address_of(args.interface, addresses.interfaces())
@@ -84,6 +86,7 @@ def _serve(args: argparse.Namespace) -> int:
             args.port,
             key,
             name=name,
+            encrypt=encrypt,
             leash_fd=leash_fd,
             blob_dir=args.blob_dir,
             blob_limit=args.blob_limit,
@@ -95,10 +98,13 @@ def _serve(args: argparse.Namespace) -> int:
     host, port = master.address
     with contextlib.ExitStack() as cleanup:
         if not args.unlisted:
-            cluster = rendezvous.Cluster.of_this_process(name, host, port, key, master.nonce)
+            cluster = rendezvous.Cluster.of_this_process(name, host, port, key, master.nonce, encrypt)
             cleanup.enter_context(_published(cluster))
         shown = platform.node() if host in rendezvous.EVERY_INTERFACE else host
         place = rendezvous.format_address(shown, port)
+        caution = encrypt.caution(host)
+        if caution is not None:
+            print(f"cwmp-master: {caution}", file=sys.stderr, flush=True)
         if leash_fd is None:
             print(f"cwmp-master: {master.depot}", file=sys.stderr, flush=True)
         common.announce(args, f"cwmp-master: listening on {place} (cluster {name}, pid {os.getpid()})")

@@ -8,6 +8,7 @@ import operator
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from .. import defaults, messages, rendezvous
+from ..encryption import ALWAYS, CERT, CLEAR, LOCAL, PSK, Encryption
 from . import common
 
 _ABOUT = "Show a cluster: its workers, clients and jobs."
@@ -37,15 +38,22 @@ def _parser() -> common.Parser:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     common.add_cluster_options(parser, what_name_does="show the cluster of this name")
+    common.add_encryption_options(parser)
     return parser
 
 
 def _show(args: argparse.Namespace) -> int:
     from .. import dial
 
+    encrypt = common.encryption(args)
+
     def find() -> rendezvous.Destination:
         return rendezvous.find(
-            args.master, name=args.name, authkey=args.authkey, authkey_file=args.authkey_file
+            args.master,
+            name=args.name,
+            authkey=args.authkey,
+            authkey_file=args.authkey_file,
+            encrypt=encrypt,
         )
 
     status = ask(*dial.locate(find))
@@ -53,11 +61,11 @@ def _show(args: argparse.Namespace) -> int:
     return 0
 
 
-def ask(host: str, port: int, authkey: bytes) -> Dict[str, Any]:
+def ask(host: str, port: int, authkey: bytes, encrypt: Encryption) -> Dict[str, Any]:
     """The status that the master at that address tells. Raises ConnectError and WrongKey."""
     from .. import transport
 
-    wire = transport.connect(host, port, authkey, timeout_s=defaults.CONNECT_S)
+    wire = transport.connect(host, port, authkey, encrypt, timeout_s=defaults.CONNECT_S)
     try:
         status: Dict[str, Any] = wire.call(messages.JOB_QUEUE, "status")
         return status
@@ -74,6 +82,7 @@ def report(status: Dict[str, Any]) -> str:
     versions = f"cwmp {status['version']}, Python {status['python']}"
     lines = [
         f"cluster  {status['name']} on {place}, pid {status['pid']}, up {uptime}, {versions}",
+        f"network  {encrypted(**status['encryption'])}",
         "jobs     " + ", ".join(f"{count} {state}" for state, count in status["jobs"].items()),
         f"workers  {len(workers)} with {slots_text(slots)}, {busy} busy",
     ]
@@ -84,6 +93,23 @@ def report(status: Dict[str, Any]) -> str:
         titles = ("id", "node", "pid", "queued", "running")
         lines += table(titles, [[client[title] for title in titles] for client in clients])
     return "\n".join(lines)
+
+
+def encrypted(mode: str, way: str) -> str:
+    """Which connections are encrypted, and how.
+
+    >>> encrypted("auto", "psk")
+    "what leaves the machine is encrypted (TLS 1.3 with the cluster's key)"
+    """
+    if way == CLEAR:
+        return "nothing is encrypted (--encrypt never)"
+    if way == LOCAL:
+        return "connections from this machine only: there is nothing to encrypt others with"
+    what = "everything" if mode == ALWAYS else "what leaves the machine"
+    return f"{what} is encrypted ({_HOW[way]})"
+
+
+_HOW = {PSK: "TLS 1.3 with the cluster's key", CERT: "TLS with certificates"}
 
 
 def workers_table(workers: List[Dict[str, Any]]) -> List[str]:

@@ -74,6 +74,7 @@ def _parser() -> common.Parser:
         default=defaults.GRACE_S,
         help=f"seconds that running jobs get to finish when told to stop (default: {defaults.GRACE_S:g})",
     )
+    common.add_encryption_options(parser)
     common.add_blob_options(
         parser,
         what_dir_does="keep this node's copies of large values in DIR, also on the master's machine, where "
@@ -121,11 +122,12 @@ def _finder(args: argparse.Namespace, address: Optional[str]) -> Tuple[Find, str
     """How to look up the master, and what to call it: an address stays as it is, a name is looked up anew."""
     key = None if args.authkey_file is None else rendezvous.read_key_file(args.authkey_file)
     key = key if args.authkey is None else args.authkey.encode()
+    encrypt = common.encryption(args)
     if address is not None or os.environ.get("CWMP_MASTER"):
-        where = rendezvous.find(address, authkey=key)
+        where = rendezvous.find(address, authkey=key, encrypt=encrypt)
         return (lambda: where), f"at {where}"
     name = rendezvous.cluster_name(args.name)
-    return (lambda: rendezvous.find(name=name, authkey=key)), f"of cluster {name!r}"
+    return (lambda: rendezvous.find(name=name, authkey=key, encrypt=encrypt)), f"of cluster {name!r}"
 
 
 def _slots(procs: str) -> int:

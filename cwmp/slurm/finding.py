@@ -32,7 +32,7 @@ def slurm_master_host(name: Optional[str] = None) -> str:
 def master_of(name: str) -> Tuple[str, int, bytes]:
     """Address, port and key of that cluster's master, which answers. Raises ConnectError as above."""
     try:
-        return locate(lambda: _published(name))
+        return locate(lambda: _published(name))[:3]
     except ConnectError as error:
         raise type(error)(f"{error}; {_what_slurm_says(name)}") from None
 
@@ -42,8 +42,7 @@ def _published(name: str) -> rendezvous.Destination:
     cluster = rendezvous.find_cluster(name)
     if cluster is None:
         raise ConnectError(f"no master of cluster {name!r} is published in {home() / 'clusters'}")
-    nonce = None if cluster.is_here() else cluster.nonce
-    return rendezvous.Destination(cluster.hosts(), cluster.port, cluster.authkey, name, nonce)
+    return cluster.destination(known_here=True)
 
 
 def _what_slurm_says(name: str) -> str:

@@ -7,13 +7,11 @@ from typing import Any, Dict, List, Optional, Sequence
 from .. import defaults, dial, rendezvous
 from ..errors import ConnectError
 from ..messages import JOB_QUEUE
-from ..rendezvous import Destination
 
 
 def call(cluster: rendezvous.Cluster, method: str, *args: Any) -> Any:
     """What that master's JobQueue answers. ConnectError when it cannot be reached."""
-    where = Destination(cluster.hosts(), cluster.port, cluster.authkey, cluster.name, cluster.nonce)
-    wire = dial.reach(where, defaults.CONNECT_S).wire
+    wire = dial.reach(cluster.destination(), defaults.CONNECT_S).wire
     try:
         return wire.call(JOB_QUEUE, method, *args)
     except OSError as error:

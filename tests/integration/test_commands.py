@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from cwmp import ClusterExecutor, addresses, background, rendezvous
+from cwmp.encryption import Encryption
 
 ROOT = Path(__file__).resolve().parents[2]
 SOON_S = 15.0  # every step takes a fraction of a second on an idle machine
@@ -152,7 +153,9 @@ def test_master_says_where_it_listens_and_stops_when_told(
     assert files_in(own_home) == ["clusters/night.json"]
     master.process.send_signal(number)
     kept = r"cwmp-master: keeping up to \d+\.\d GiB of large values in \S+\n"
-    assert re.fullmatch(kept, master.ends(status=0))
+    caution = Encryption().caution("0.0.0.0")  # with an older Python
+    told = f"cwmp-master: {re.escape(caution)}\n" if caution else ""
+    assert re.fullmatch(told + kept, master.ends(status=0))
     assert files_in(own_home) == []
 
 
@@ -217,7 +220,7 @@ def test_an_address_of_another_machine_is_told_in_one_line() -> None:
 
 
 def test_master_on_a_leash_ends_with_standard_input(run: Callable[..., Running], own_home: Path) -> None:
-    master = run("cwmp-master", "--port", "0", "--leash", "--authkey-file", "-")
+    master = run("cwmp-master", "--host", "127.0.0.1", "--port", "0", "--leash", "--authkey-file", "-")
     master.process.stdin.write(b"secret\n")
     port = port_in(master.line())
     done("cwmp-status", f"127.0.0.1:{port}", "--authkey", "secret")

@@ -9,11 +9,12 @@ import socket
 import sys
 import threading
 import time
-from typing import Any, Iterator, List, Tuple
+from typing import Any, Iterator, List
 
 import pytest
 
 from cwmp import ConnectError, WrongKey, defaults, dial, rendezvous
+from cwmp.encryption import DEFAULT
 from cwmp.joining import Approach, Joined
 from cwmp.master import Master
 from cwmp.messages import JOB_QUEUE, this_side
@@ -145,13 +146,13 @@ def test_a_master_on_another_node_lives_while_it_answers(master: Master) -> None
 
 def test_a_client_finds_a_published_master(master: Master) -> None:
     rendezvous.publish(entry(master, NOBODY, RIGHT))
-    assert dial.locate(lambda: rendezvous.find(name="right")) == (RIGHT, master.address[1], KEY)
+    assert dial.locate(lambda: rendezvous.find(name="right")) == (RIGHT, master.address[1], KEY, DEFAULT)
 
 
 def test_a_client_looks_again_when_the_file_was_old(master: Master) -> None:
     old, new = to(master, NOBODY, STRANGER), to(master, RIGHT, NOBODY)
     seen = [old, old, new]
-    assert dial.locate(lambda: seen.pop(0)) == (RIGHT, master.address[1], KEY)
+    assert dial.locate(lambda: seen.pop(0)) == (RIGHT, master.address[1], KEY, DEFAULT)
 
 
 def test_a_client_does_not_wait_for_ever(master: Master, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,8 +170,8 @@ def test_a_client_does_not_wait_for_ever(master: Master, monkeypatch: pytest.Mon
 
 def test_an_address_that_was_given_is_not_tried_twice() -> None:
     given = Destination(("node7",), 6000, KEY)
-    found: Tuple[str, int, bytes] = dial.locate(lambda: given)
-    assert found == ("node7", 6000, KEY)
+    found = dial.locate(lambda: given)
+    assert found == ("node7", 6000, KEY, DEFAULT)
 
 
 # --- many agents -----------------------------------------------------------------------------

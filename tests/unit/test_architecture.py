@@ -21,11 +21,13 @@ PACKAGE = ROOT / "cwmp"
 # A room imports only from the rows above its own, never from its neighbours in the row.
 ROWS: Tuple[Tuple[str, ...], ...] = (
     ("errors", "defaults", "ids", "messages"),
-    ("account", "addresses", "at_exit", "blobs", "children", "cpus", "departure", "experience", "frames", "outbox", "patience"),
+    ("account", "addresses", "at_exit", "blobs", "children", "cpus", "departure", "encryption", "experience"),
+    ("frames", "outbox", "patience"),
     ("gpus", "hearsay", "home", "ingredients", "memory", "packing", "place", "records", "shelf", "shortcut"),
-    ("captures", "references", "stock"),
+    ("captures", "references", "stock", "tls"),
+    ("handshakes",),
     ("guardian", "ledger", "loop", "payload", "program", "rendezvous", "shared", "transport"),
-    ("functions", "returning"),
+    ("entrance", "functions", "returning"),
     ("broker", "collector", "dial", "line", "server", "surroundings", "timelimit", "transfers"),
     ("carriers", "depot", "loaded", "members", "membership", "standing"),
     ("link", "slot", "uploads"),

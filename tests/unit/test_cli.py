@@ -276,6 +276,7 @@ STATUS = {
     "port": 5494,
     "pid": 77,
     "uptime_s": 12.04,
+    "encryption": {"mode": "auto", "way": "psk"},
     "version": "1.2",
     "python": "3.11",
     "protocol": 1,
@@ -313,6 +314,7 @@ STATUS = {
 
 REPORT = """\
 cluster  night on 0.0.0.0:5494, pid 77, up 12.0 s, cwmp 1.2, Python 3.11
+network  what leaves the machine is encrypted (TLS 1.3 with the cluster's key)
 jobs     3 queued, 2 running, 10 done, 1 failed, 0 cancelled
 workers  2 with 8 slots, 2 busy
   id  node     pid  slots  busy  done   memory      heard
@@ -331,7 +333,7 @@ def test_report_of_workers_in_slurm_jobs() -> None:
     first, second = STATUS["workers"]
     workers = [{**first, "slurm_job": "123_4", "ends_in_s": 7400.0, "draining": True}, second]
     lines = status.report({**STATUS, "workers": workers}).splitlines()
-    assert lines[3:6] == [
+    assert lines[4:7] == [
         "  id  node     pid  slots  busy  done   memory  SLURM job  time left      heard     leaves",
         "   1  node7      5      4     2    10  3.0 GiB      123_4  2:03:20 h  0.4 s ago  when done",
         "  12  n      32000      4     0     0    0 MiB          -          -  1.0 s ago          -",
@@ -340,7 +342,7 @@ def test_report_of_workers_in_slurm_jobs() -> None:
 
 def test_report_of_an_empty_cluster() -> None:
     lines = status.report({**STATUS, "workers": [], "clients": []}).splitlines()
-    assert lines[2:] == ["workers  0 with 0 slots, 0 busy", "clients  0"]
+    assert lines[3:] == ["workers  0 with 0 slots, 0 busy", "clients  0"]
 
 
 @pytest.mark.parametrize(
