@@ -58,6 +58,10 @@ _VALUE_OPTIONS = {
     "--master": ("job|here", "master", "run the master in a job (default), or on this host"),
     "--host": ("ADDR", "host", "the address that the master listens on (default: every one)"),
     "--interface": ("IF", "interface", "the network interface that it listens on, as in ib0"),
+    "--encrypt": ("MODE", "encrypt", "auto (default), always or never: see cwmp-master --help"),
+    "--tls-cert": ("FILE", "tls_cert", "use TLS with this certificate, and not with the cluster's key"),
+    "--tls-key": ("FILE", "tls_key", "the private key of it"),
+    "--tls-ca": ("FILE", "tls_ca", "the certificate of the CA that has signed those of all nodes"),
     "--wait": (
         "S",
         "wait_s",

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence
 
+from .. import encryption
 from ..children import FOREIGN, START_S, STOP_S, Child, end_children, spawn, wait_ready
 from ..errors import CwmpError, SlurmError
 from ..program import Program, program_arguments, program_environment
@@ -82,23 +83,27 @@ class Allocation:
 
     def _start(self) -> None:
         nodes = allocated_nodes()
+        if not _is_this(nodes):
+            encryption.choose().require("what goes from node to node")
         # What jobs print is for our user. The ready lines are not; the master tells who has joined.
         options = ["-", "--grace", f"{GRACE_S:g}", "--wait", f"{START_S:g}", "--ready-fd", "3"]
         agents = _Step(nodes, "worker", options, 2)  # they import while the master does
         self._steps.append(agents)
-        address = self._start_master(nodes[0])
+        address = self._start_master(nodes)
         agents.tell(address.encode(), self._key)
         joined = self._wait_joined(agents, len(nodes))
         if joined < len(nodes):
             self._say(f"only {joined} of {len(nodes)} nodes joined within {START_S:g} s: going on")
 
-    def _start_master(self, first: str) -> str:
+    def _start_master(self, nodes: Sequence[str]) -> str:
         """Start it where the program is, else on the first node; returns its address."""
+        first = nodes[0]
         options = ["--host", "0.0.0.0", "--port", "0", "--name", self.name, *_LEASH]
         here = os.environ.get("SLURMD_NODENAME")  # set on the nodes, and not on the host where salloc runs
         if here:
             spawn([], master=options, worker=[], outputs=(2, 2), into=self._master)
-            return f"{here}:{wait_ready(self._master, [self._key])}"
+            port = wait_ready(self._master, [self._key])
+            return f"127.0.0.1:{port}" if _is_this(nodes) else f"{here}:{port}"
         step = _Step([first], "master", options, subprocess.PIPE)
         self._steps.append(step)
         step.tell(self._key)
@@ -160,6 +165,11 @@ class _Step:
         self.process.wait()
         if self.process.stdout is not None:
             self.process.stdout.close()
+
+
+def _is_this(nodes: Sequence[str]) -> bool:
+    """Whether the allocation is the node that we are on, so that nothing leaves it."""
+    return list(nodes) == [os.environ.get("SLURMD_NODENAME")]
 
 
 def allocated_nodes(environ: Mapping[str, str] = os.environ) -> List[str]:

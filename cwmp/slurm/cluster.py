@@ -56,7 +56,8 @@ class SlurmCluster:
     The workers are one job array. The master runs on this host, or with `master="job"` in a job of its own.
     Further options are those of `cwmp-slurm`, with the same defaults from `slurm.toml` and the
     environment: time, partition, account, mem_per_cpu, gpus_per_worker, setup, wrap, sbatch, sbatch_master,
-    log_dir, layout, host, interface, wait_s, name. A bad one is a UsageError before anything is submitted.
+    log_dir, layout, host, interface, encrypt, tls_cert, tls_key, tls_ca, wait_s, name. A bad one is a
+    UsageError before anything is submitted.
 
     >>> with SlurmCluster(n=32, cpus_per_worker=4, time="02:00:00") as cluster:      # doctest: +SKIP
     ...     with cluster.executor() as executor:

@@ -38,6 +38,7 @@ class Holding:
                 f"the workers of cluster {name!r} are one job of many nodes, whose parts cannot be replaced: "
                 "start it with --layout array"
             )
+        pool.options.encryption.require("what goes from node to node")
         self._name = name
         self._bounds = bounds
         self._say = say

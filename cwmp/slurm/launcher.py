@@ -32,6 +32,7 @@ def start(options: Options, say: Say, *, leashed: Optional[List[Child]] = None) 
     """
     if not commands.available():
         raise SlurmError("no sbatch, squeue and scancel on this machine's PATH: type this on a login node")
+    options.encryption.require("what goes from node to node")
     deadline = time.monotonic() + options.wait_s
     pool = Pool(options, platform.node(), time.time(), wanted=options.workers)
     submission.make_log_directory(pool)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, Dict, Mapping, Optional, Tuple
 
+from ..encryption import AUTO, Encryption
 from ..errors import UsageError
 from ..home import home
 from ..rendezvous import cluster_name
@@ -88,6 +89,10 @@ class Options:
     log_dir: Optional[str] = None  # absolute; None: $CWMP_HOME/logs
     host: Optional[str] = None  # where the master listens
     interface: Optional[str] = None  # or on which network interface
+    encrypt: str = AUTO  # see Encryption, also for the next three, which are absolute paths
+    tls_cert: Optional[str] = None
+    tls_key: Optional[str] = None
+    tls_ca: Optional[str] = None
     wait_s: float = WAIT_S  # for the master to answer; 0: do not wait
 
     def __post_init__(self) -> None:
@@ -104,7 +109,10 @@ class Options:
             ("--gpus-per-worker", self.gpus_per_worker, _check_gpus),
             ("--host", self.host, _check_word),
             ("--interface", self.interface, _check_word),
-            ("--log-dir", self.log_dir, _check_directory),
+            ("--log-dir", self.log_dir, _check_path),
+            ("--tls-cert", self.tls_cert, _check_path),
+            ("--tls-key", self.tls_key, _check_path),
+            ("--tls-ca", self.tls_ca, _check_path),
         ):
             if value is not None:
                 check(flag, _text(flag, value))
@@ -116,8 +124,14 @@ class Options:
                 _check_sbatch(flag, _text(flag, option))
         if self.host is not None and self.interface is not None:
             raise UsageError("--host and --interface both say where the master listens: give one of them")
+        Encryption(self.encrypt, self.tls_cert, self.tls_key, self.tls_ca)  # all three paths or none
         if not 0 <= self.wait_s < float("inf"):
             raise UsageError(f"--wait {self.wait_s!r} is not a number of seconds")
+
+    @property
+    def encryption(self) -> Encryption:
+        """The setting of encryption."""
+        return Encryption(self.encrypt, self.tls_cert, self.tls_key, self.tls_ca)
 
     @property
     def limit_s(self) -> Optional[float]:
@@ -141,8 +155,9 @@ def choose(given: Mapping[str, Any], last: Mapping[str, Any] = MappingProxyType(
     values["name"] = cluster_name(values.get("name"))
     for key in ("setup", "sbatch", "sbatch_master"):
         values[key] = tuple(values.get(key, ()))
-    if values.get("log_dir") is not None:
-        values["log_dir"] = os.path.abspath(os.path.expanduser(_text("--log-dir", values["log_dir"])))
+    for key in _PATHS:
+        if values.get(key) is not None:
+            values[key] = _absolute(key, values[key])
     return Options(**values)
 
 
@@ -192,8 +207,14 @@ def _from_file() -> Dict[str, Any]:
 
 
 def _from_environment() -> Dict[str, Any]:
-    """What CWMP_SLURM_* say; those that take several values have one a line."""
+    """What CWMP_SLURM_* say; those that take several values have one a line.
+
+    Of encryption also what is said to all of cwmp, in CWMP_ENCRYPT and CWMP_TLS_*.
+    """
     found: Dict[str, Any] = {}
+    for key in ("encrypt", "tls_cert", "tls_key", "tls_ca"):
+        if os.environ.get(f"CWMP_{key.upper()}"):
+            found[key] = _typed(f"CWMP_{key.upper()}", key, os.environ[f"CWMP_{key.upper()}"])
     for variable, text in os.environ.items():
         if not variable.startswith("CWMP_SLURM_") or not text.strip():
             continue
@@ -209,6 +230,7 @@ def _from_environment() -> Dict[str, Any]:
     return found
 
 
+_PATHS = ("log_dir", "tls_cert", "tls_key", "tls_ca")
 _SPELLINGS = {"n": "workers", "c": "slots", "wait": "wait_s"}
 
 
@@ -237,7 +259,12 @@ def _typed(what: str, key: str, value: Any) -> Any:
             raise UsageError(f"{what} must be a number, not {value!r}")
     elif not isinstance(value, str):
         raise UsageError(f"{what} must be a text in quotes, not {value}")
-    return value
+    return _absolute(name, value) if name in _PATHS else value
+
+
+def _absolute(key: str, value: Any) -> str:
+    """A path as Options has it."""
+    return os.path.abspath(os.path.expanduser(_text(f"--{key.replace('_', '-')}", value)))
 
 
 # --- checks ---------------------------------------------------------------------------------
@@ -284,7 +311,7 @@ def _check_gpus(flag: str, value: str) -> None:
         raise UsageError(f"{flag} {value!r} is not a number such as 1, or a kind and a number such as a100:1")
 
 
-def _check_directory(flag: str, value: str) -> None:
+def _check_path(flag: str, value: str) -> None:
     if not os.path.isabs(value) or "\\" in value:
         raise UsageError(f"{flag} {value!r} must be an absolute path without backslashes")
 

@@ -115,9 +115,16 @@ def _ahead_s(options: Options) -> int:
 
 
 def _finding(options: Options, place: Place) -> List[str]:
-    """How master and workers find each other, and their key."""
+    """How master and workers find each other, their key, and what they encrypt."""
     key = [] if place.key_file is None else ["--authkey-file", place.key_file]
-    return ["--name", options.name, *key]
+    encryption = ["--encrypt", options.encrypt]
+    for flag, path in (
+        ("--tls-cert", options.tls_cert),
+        ("--tls-key", options.tls_key),
+        ("--tls-ca", options.tls_ca),
+    ):
+        encryption += [flag, path] if path is not None else []
+    return ["--name", options.name, *key, *encryption]
 
 
 def _program(options: Options, place: Place, command: Sequence[str]) -> str:

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
+from cwmp.encryption import psk_is_possible
 from tests.hosts import Host, HostFailed, Network, Process, end
 from tests.slurm.config import CONTROLLER, addresses, cgroup_conf, gres_conf, slurm_conf
 from tests.waiting import wait_until
@@ -183,6 +184,8 @@ class Lab:
     def environment(self, extra: Optional[Mapping[str, str]] = None) -> Dict[str, str]:
         """This process's environment, as a user of the lab would have it."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_"))}
+        if not psk_is_possible():
+            kept["CWMP_ENCRYPT"] = "never"
         return {**kept, "PATH": _SEARCHED, "SLURM_CONF": str(self.directory / "slurm.conf"), **(extra or {})}
 
     def start(

@@ -33,7 +33,7 @@ class World:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
         groups = [Group(job="17", count=workers, submitted_at=0.0)]
-        options = Options(name="x", workers=workers)
+        options = Options(name="x", workers=workers, encrypt="never")
         self.pool = Pool(options, "login", 0.0, wanted=workers, master_job="16", groups=groups)
         records.save(self.pool)
         self.jobs: Optional[List[SlurmJob]] = [MASTER]

@@ -11,15 +11,15 @@ from typing import Dict, List, Optional, Sequence
 
 import pytest
 
-from cwmp import rendezvous
-from cwmp.errors import ConnectError, CwmpError, SlurmError
+from cwmp import encryption, rendezvous
+from cwmp.errors import ConnectError, CwmpError, SlurmError, UsageError
 from cwmp.slurm import commands, ending, launcher, masters, records, submission, waiting
 from cwmp.slurm.commands import SlurmJob
 from cwmp.slurm.options import Options
 
 pytestmark = pytest.mark.core
 
-OPTIONS = Options(name="x", workers=2, wait_s=5.0)
+OPTIONS = Options(name="x", workers=2, wait_s=5.0, encrypt="never")
 
 
 class FakeSlurm:
@@ -121,6 +121,29 @@ def test_the_master_comes_first_and_all_is_recorded(slurm: FakeSlurm, answering:
     assert (pool.master_job, [group.job for group in pool.groups], pool.wanted) == ("101", ["102"], 2)
     assert said[:2] == ["submitted the master: job 101", "submitted 2 workers of 1 slot: job array 102"]
     assert said[-1] == "the master answers on 127.0.0.1:4711"
+
+
+@pytest.mark.parametrize("layout", ["array", "job"])
+def test_what_cannot_be_encrypted_is_not_submitted(
+    slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    monkeypatch.setattr(encryption, "psk_is_possible", lambda: False)
+    with pytest.raises(UsageError, match="Python 3.13 or newer .*--tls-cert.* CWMP_ENCRYPT=never"):
+        launcher.start(replace(OPTIONS, encrypt="auto", layout=layout), silent)
+    assert (slurm.scripts, records.load("x")) == ([], None)
+
+
+def test_certificates_and_a_trusted_network_will_do(
+    slurm: FakeSlurm, answering: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encryption, "psk_is_possible", lambda: False)
+    paths = {"tls_cert": "/c", "tls_key": "/k", "tls_ca": "/a"}
+    launcher.start(replace(OPTIONS, encrypt="auto", **paths), silent)
+    assert "--encrypt auto --tls-cert /c --tls-key /k --tls-ca /a" in slurm.scripts[0]
+    slurm.jobs.clear()
+    rendezvous.withdraw(rendezvous.clusters()[0])
+    launcher.start(replace(OPTIONS, name="y", encrypt="never", wait_s=0.0), silent)
+    assert all("--encrypt never" in script for script in slurm.scripts[2:])
 
 
 def test_not_waiting(slurm: FakeSlurm) -> None:

@@ -39,6 +39,9 @@ def no_defaults(monkeypatch: pytest.MonkeyPatch, cwmp_home: Path) -> Path:
         ({"slots": "4"}, "-c '4'"),
         ({"layout": "ring"}, "--layout 'ring' is none of array, job"),
         ({"master": "there"}, "--master 'there'"),
+        ({"encrypt": "sometimes"}, "--encrypt 'sometimes' is none of auto, always, never"),
+        ({"tls_cert": "/c", "tls_key": "/k"}, "belong together: --tls-ca is missing"),
+        ({"tls_ca": "ca.pem"}, "--tls-ca 'ca.pem' must be an absolute path"),
         ({"time": "2h"}, "--time '2h' is no time of SLURM's: use minutes, HH:MM:SS, or D-HH:MM:SS"),
         ({"time": "1:2:3:4"}, "--time"),
         ({"time": "1:5"}, "--time"),
@@ -121,6 +124,22 @@ def test_a_log_directory_is_made_absolute(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("HOME", "/home/ada")
     assert options.choose({"log_dir": "logs"}).log_dir == str(tmp_path / "logs")
     assert options.choose({"log_dir": "~/logs"}).log_dir == "/home/ada/logs"
+
+
+def test_encryption_is_that_of_all_of_cwmp_unless_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(options, "_from_file", lambda: {"encrypt": "always"})
+    assert options.choose({}).encrypt == "always"
+    monkeypatch.setenv("CWMP_ENCRYPT", "never")
+    assert options.choose({}).encrypt == "never"
+    monkeypatch.setenv("CWMP_SLURM_ENCRYPT", "auto")
+    for name in ("CERT", "KEY", "CA"):
+        monkeypatch.setenv(f"CWMP_TLS_{name}", f"{name}.pem")
+    chosen = options.choose({})
+    assert (chosen.encrypt, chosen.tls_key) == ("auto", str(tmp_path / "KEY.pem"))
+    assert options.choose({"encrypt": "always"}).encryption.way == "cert"
 
 
 def test_several_lines_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,10 @@ FULL = Options(
     sbatch_master=("--qos=low",),
     log_dir="/scratch/l%ogs \"x\" 'y'",
     interface="ib0",
+    encrypt="always",
+    tls_cert="/tls/my node.pem",
+    tls_key="/tls/node.key",
+    tls_ca="/tls/ca.pem",
 )
 
 SCRIPTS = {
@@ -85,7 +89,8 @@ def test_a_shell_hands_every_argument_on_as_it_is(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("CWMP_NAME", "another")
     monkeypatch.setenv("TMPDIR", "/no/such/directory")
     done = executed(scripts.master_script(Options(name="x"), printing(tmp_path)), tmp_path)
-    expected = "</a $b/`c`/__main__.py><master><--name><x><--authkey-file></key file><--port><0>"
+    expected = "</a $b/`c`/__main__.py><master><--name><x><--authkey-file></key file>"
+    expected += "<--encrypt><auto><--port><0>"
     assert done.stdout.splitlines()[-1] == f"{expected} home=/ho me/'x' tmp= name="
 
 

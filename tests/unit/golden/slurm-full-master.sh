@@ -30,4 +30,4 @@ cwmp_check $? 'export GREETING='"'"'it is "on"'"'"''
 # The submitting host's may not exist here.
 [ -z "$TMPDIR" ] || [ -d "$TMPDIR" ] || unset TMPDIR
 # What SLURM signals must be the program itself, not a shell around it.
-exec apptainer exec 'my image.sif' '/opt/my python' '/opt/o'"'"'h"ome/$x/cwmp/__main__.py' master --name night-1 --authkey-file '/keys/a b' --port 0 --interface ib0
+exec apptainer exec 'my image.sif' '/opt/my python' '/opt/o'"'"'h"ome/$x/cwmp/__main__.py' master --name night-1 --authkey-file '/keys/a b' --encrypt always --tls-cert '/tls/my node.pem' --tls-key /tls/node.key --tls-ca /tls/ca.pem --port 0 --interface ib0

@@ -15,4 +15,4 @@ echo "cwmp-slurm: job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, $(hostna
 # The submitting host's may not exist here.
 [ -z "$TMPDIR" ] || [ -d "$TMPDIR" ] || unset TMPDIR
 # What SLURM signals must be the program itself, not a shell around it.
-exec /usr/bin/python3 /opt/cwmp/cwmp/__main__.py master --name default --port 0
+exec /usr/bin/python3 /opt/cwmp/cwmp/__main__.py master --name default --encrypt auto --port 0

@@ -19,4 +19,4 @@ echo "cwmp-slurm: job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, $(hostna
 # The submitting host's may not exist here.
 [ -z "$TMPDIR" ] || [ -d "$TMPDIR" ] || unset TMPDIR
 # What SLURM signals must be the program itself, not a shell around it.
-exec srun --ntasks=3 --ntasks-per-node=1 --cpus-per-task=8 --kill-on-bad-exit=0 --wait=0 --no-kill --label /usr/bin/python3 /opt/cwmp/cwmp/__main__.py worker --name default --procs 8 --wait 300 --grace 5
+exec srun --ntasks=3 --ntasks-per-node=1 --cpus-per-task=8 --kill-on-bad-exit=0 --wait=0 --no-kill --label /usr/bin/python3 /opt/cwmp/cwmp/__main__.py worker --name default --encrypt auto --procs 8 --wait 300 --grace 5
