@@ -15,7 +15,10 @@ import pytest
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
-_VARIABLES = ("CWMP_MASTER", "CWMP_NAME", "CWMP_AUTHKEY", "CWMP_AUTHKEY_FILE")
+_VARIABLES = (
+    *("CWMP_MASTER", "CWMP_NAME", "CWMP_AUTHKEY", "CWMP_AUTHKEY_FILE"),
+    *("CWMP_ENCRYPT", "CWMP_TLS_CERT", "CWMP_TLS_KEY", "CWMP_TLS_CA"),
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from cwmp.encryption import psk_is_possible
 from tests.slurm.config import CPUS, GPUS
 from tests.slurm.lab import Lab
 from tests.slurm.users import User
@@ -33,6 +34,24 @@ def test_two_commands_from_cold_to_the_first_result_and_stop_leaves_nothing(lab:
     stop_s = time.monotonic() - began
     assert lab.queue() == [] and lab.strays() == [], "at once, when stop returns"
     print(f"start to first result {first_s:.1f} s, stop {stop_s:.1f} s")
+
+
+def test_what_would_cross_the_network_in_clear_is_not_submitted(lab: Lab, user: User) -> None:
+    """Where it can be encrypted, it is."""
+    if psk_is_possible():
+        user.start(workers=1)
+        told = user.type(*user.argv("status")).stdout
+        assert "network  what leaves the machine is encrypted (TLS 1.3" in told
+        user.stop()
+        return
+    for action in (["start"], ["run", "true"]):
+        refused = user.type(*user.argv("slurm", "-n", 2, *action), status=2, CWMP_ENCRYPT="")
+        assert refused.stderr.count("\n") == 1
+        assert "what goes from node to node must be encrypted" in refused.stderr
+    program = "import cwmp; cwmp.SlurmCluster(n=1).start()"
+    refused = user.type(user.python, "-c", program, status=1, CWMP_ENCRYPT="")
+    assert "UsageError: what goes from node to node must be encrypted" in refused.stderr
+    assert lab.slurm("squeue", "-h", "-t", "all") == ""
 
 
 def test_workers_on_three_nodes_share_the_jobs(user: User) -> None:

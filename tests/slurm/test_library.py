@@ -183,7 +183,7 @@ def test_bad_options_are_refused_before_anything_is_submitted(lab: Lab, user: Us
         """,
     )
     assert len(said) == 10, said
-    assert "no option 'walltime' of a cluster on SLURM: use one of account, gpus_per_worker" in said[4]
+    assert "no option 'walltime' of a cluster on SLURM: use one of account, encrypt, gpus" in said[4]
     assert lab.queue() == []
 
 
