@@ -6,6 +6,7 @@ What a contender needs is imported when it starts, because that is part of a col
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 from dataclasses import dataclass
 from typing import Any, Callable, ContextManager, Dict, Iterator, List
@@ -35,6 +36,14 @@ def cluster_executor(func: JobFunction) -> Iterator[Contender]:
 
     with cwmp.LocalCluster(n=SLOTS) as cluster, cluster.executor() as executor:
         yield _by_futures(executor.submit, func)
+
+
+@contextlib.contextmanager
+def encrypted_executor(func: JobFunction) -> Iterator[Contender]:
+    """The same as between machines: TLS with the key, and TCP instead of the shortcut on one machine."""
+    os.environ["CWMP_ENCRYPT"] = "always"
+    with cluster_executor(func) as contender:
+        yield contender
 
 
 @contextlib.contextmanager
@@ -121,6 +130,7 @@ def contenders(
         "cwmp-main": cluster_executor(main_function),
         "cwmp-class": cluster_executor(with_classes),
         "cwmp-closure": cluster_executor(closure),
+        "cwmp-encrypted": encrypted_executor(noop),
         "cwmp-client": client_thread(noop),
         "pool": process_pool(noop),
         "farm": manager_farm(noop),

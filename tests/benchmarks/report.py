@@ -6,6 +6,8 @@ import statistics
 from dataclasses import dataclass
 from typing import Dict, List, Optional, Tuple
 
+from cwmp.encryption import psk_is_possible
+
 from .sections import IDLE_S, LONG_JOBS, LONG_S
 
 Rounds = Dict[str, List[Dict[str, float]]]
@@ -17,6 +19,7 @@ LABELS = {
     "cwmp-main": "cwmp, function of __main__",
     "cwmp-class": "cwmp, classes of __main__",
     "cwmp-closure": "cwmp, lambda with a closure",
+    "cwmp-encrypted": "cwmp, encrypted",
     "pool": "ProcessPoolExecutor(2)",
     "farm": "textbook manager farm",
     "floor": "bare-pipeline floor",
@@ -141,6 +144,8 @@ def one_line(name: str, measured: Dict[str, float]) -> str:
 def known_names(only: Optional[str]) -> List[str]:
     """The contenders and sections to run, from a comma-separated choice. Raises ValueError."""
     known = [*LABELS, *SECTIONS]
+    if not psk_is_possible():
+        known.remove("cwmp-encrypted")
     if only is None:
         return known
     chosen = [name.strip() for name in only.split(",")]
