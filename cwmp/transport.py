@@ -122,14 +122,15 @@ class Wire:
         parts = [header(len(body)) + body] if small else [header(len(body)), body]
         gone: List[int] = []
         interrupt: Optional[BaseException] = None
-        while True:
+        while self.sent != number:
             try:
-                rest = _behind(parts, sum(gone))
-                if not rest:
-                    self.sent = number
-                    break
-                # One step for the interpreter: an interrupt comes before it or after it.
-                gone.extend(map(self._bare.send, (rest,)))
+                while True:  # in here, because an interrupt may also come where a loop begins again
+                    rest = _behind(parts, sum(gone))
+                    if not rest:
+                        self.sent = number
+                        break
+                    # One step for the interpreter: an interrupt comes before it or after it.
+                    gone.extend(map(self._bare.send, (rest,)))
             except OSError:
                 raise
             except BaseException as error:
@@ -258,19 +259,20 @@ class TlsWire(Wire):
         sock, number = self.sock, self.sent + 1
         small = len(body) <= _ONE_WRITE_BYTES
         parts = [header(len(body)) + body] if small else [header(len(body)), body]
-        taken = offered = 0
+        taken, offered = 0, 0  # bytes, always changed together
         interrupt: Optional[BaseException] = None
-        while True:
+        while self.sent != number:
             try:
-                if offered and sock.holds:
-                    taken, offered = taken + offered, 0
-                sock.flush()
-                rest = memoryview(_behind(parts, taken))[: defaults.MAX_BATCH_BYTES]
-                if not rest:
-                    self.sent = number
-                    break
-                offered = len(rest)
-                sock.encrypt(rest)
+                while True:
+                    if offered and sock.holds:
+                        taken, offered = taken + offered, 0
+                    sock.flush()
+                    rest = memoryview(_behind(parts, taken))[: defaults.MAX_BATCH_BYTES]
+                    if not rest:
+                        self.sent = number
+                        break
+                    offered = len(rest)
+                    sock.encrypt(rest)
             except OSError:
                 raise
             except BaseException as error:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import dis
 import os
 import random
 import signal
 import socket
 import ssl
 import struct
+import sys
 import threading
 from multiprocessing import AuthenticationError
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
 
-from cwmp import tls
+from cwmp import tls, transport
 from cwmp.encryption import Encryption
 from cwmp.errors import UsageError
 from cwmp.frames import header
@@ -452,6 +455,74 @@ def test_an_interrupt_finds_a_frame_not_sent_or_sent_wholly(
     receiver.result()
     assert interrupts > 20
     assert got[:-1] == sent
+
+
+class InterruptAt:
+    """While it is in force, raises once: at the `number`th place where Python looks for signals.
+
+    That is behind a call, at the begin of a function, and where a loop begins again.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._left = number
+        self._last: Dict[int, str] = {}  # by frame: what it has just done
+        self.reached = False
+
+    def __enter__(self) -> InterruptAt:
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def _trace(self, frame: Any, event: str, _arg: Any) -> Any:
+        if frame.f_code.co_filename not in (tls.__file__, transport.__file__):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and not self.reached:
+            last = self._last.get(id(frame), "")
+            self._last[id(frame)] = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+            if last.startswith(("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE")):
+                self._left -= 1
+                if not self._left:
+                    self.reached = True
+                    raise Interrupted
+        return self._trace
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+@pytest.mark.parametrize("encrypted", [True, False])
+def test_wherever_an_interrupt_comes(setting: Encryption, pair: Pair, size: int, encrypted: bool) -> None:
+    ends: Tuple[Wire, ...] = wires(pair, setting) if encrypted else tuple(map(Wire, pair))
+    for end in ends:
+        end.expect_long_frames()
+    ours, theirs = ends
+    sent: List[bytes] = []
+    for number in range(1, 500):
+        frame = struct.pack("!I", number) * (size // 4)
+        count = theirs.sent
+        interrupt = InterruptAt(number)
+        receiver = Side(ours.recv_bytes)
+        with contextlib.suppress(Interrupted), interrupt:
+            theirs.send_bytes(frame)
+        if theirs.sent == count:
+            theirs.send_bytes(frame)
+        assert receiver.result() == frame, number
+        sent.append(frame)
+        if not interrupt.reached:
+            break
+    assert 8 < len(sent) < 499, "everywhere, and then nowhere"
+
+
+def test_one_thread_at_a_time_uses_openssl(setting: Encryption, pair: Pair) -> None:
+    ours, theirs = (wire.sock for wire in wires(pair, setting))
+    theirs.sendall(b"x")
+    for use in (lambda: ours.encrypt(b"y"), ours.flush, lambda: ours.recv(1)):
+        with ours._lock:
+            side = Side(use)
+            side.join(0.1)
+            assert side.is_alive()
+        side.result()
 
 
 def test_nothing_can_be_looked_at_before_it_is_taken(setting: Encryption, pair: Pair) -> None:

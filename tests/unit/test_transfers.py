@@ -126,6 +126,27 @@ def test_garbage_ends_the_connection(line: Line) -> None:
         pass  # some of the garbage had not been read
 
 
+def test_an_interrupt_in_the_middle_ends_the_connection(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is still on its way would be taken for the next answer, and a request for a piece."""
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / NAME).write_bytes(DATA)
+    with pytest.raises(KeyboardInterrupt):
+        line.transfer.get((NAME, len(DATA)), interrupted)
+    assert line.transfer._sock is None
+    ours, theirs = socket.socketpair()
+    with theirs:
+        line.transfer._sock = ours
+        monkeypatch.setattr(transfers, "_receive_frame", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            line.transfer.put("c1.1", [DATA[:1000]])
+    assert line.transfer._sock is None
+
+
 def test_a_master_that_goes_in_the_middle(tmp_path: Path) -> None:
     ours, theirs = socket.socketpair()
     transfer = Transfer(("127.0.0.1", 1), b"", {"member": 1})
