@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import random
 import selectors
 import socket
 import subprocess
@@ -19,6 +20,7 @@ import cwmp
 from cwmp import ClusterExecutor, ConnectError, LocalCluster, WrongKey, defaults, shortcut
 from cwmp.encryption import Encryption, psk_is_possible
 from cwmp.errors import UsageError
+from cwmp.tls import TlsSocket, context
 from cwmp.transport import connect
 from tests.faults import processes as see
 from tests.faults import shelves
@@ -313,6 +315,31 @@ def test_silent_connections_keep_nobody_out(cluster: LocalCluster) -> None:
     finally:
         for sock in silent:
             sock.close()
+
+
+def test_what_nobody_meant_stops_nobody(cluster: LocalCluster, setting: Encryption) -> None:
+    """Beginnings of handshakes, cut off, altered, or followed by nonsense."""
+    chance = random.Random(3)
+    hello = first_words(setting)
+    for _ in range(200):
+        words = bytearray(hello)
+        for _altered in range(chance.randrange(4)):
+            words[chance.randrange(len(words))] = chance.randrange(256)
+        words = words[: chance.choice([1, 5, len(words) // 2, len(words)])]
+        with socket.create_connection(("127.0.0.1", port_of(cluster))) as sock:
+            sock.sendall(words + chance.choice([b"", os.urandom(20_000)]))
+    with cluster.executor() as executor:
+        assert executor.submit(abs, -1).result(WAIT_S) == 1
+
+
+def first_words(setting: Encryption) -> bytes:
+    """What a client of ours begins with."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(EOFError):
+            TlsSocket(ours, context(setting, b"k", server_side=False), server_side=False).shake_hands()
+        return theirs.recv(1 << 16)
 
 
 # --- the commands ----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 import sys
@@ -11,6 +12,7 @@ from typing import Any, Dict, Tuple
 import pytest
 
 from cwmp import encryption, entrance
+from cwmp.dial import reach
 from cwmp.encryption import Encryption, choose, is_loopback
 from cwmp.entrance import Entrance
 from cwmp.errors import ConnectError, UsageError, WrongKey
@@ -120,6 +122,15 @@ def test_programs_follow_what_is_published(cwmp_home: Path, psk: None) -> None:
     assert find(name="old").encryption == Encryption("never")
 
 
+def test_a_master_of_before_encrypts_nothing(cwmp_home: Path) -> None:
+    publish(Cluster.of_this_process("default", "127.0.0.1", 4711, b"k"))
+    file = cwmp_home / "clusters" / "default.json"
+    record = json.loads(file.read_text())
+    del record["encrypt"], record["encryption"]
+    file.write_text(json.dumps(record))
+    assert find().encryption == Encryption("never")
+
+
 def test_an_address_is_enough_without_a_home(cwmp_home: Path) -> None:
     assert find("node7:6000", authkey="k") == Destination(("node7",), 6000, b"k")
     assert not cwmp_home.exists()
@@ -192,6 +203,12 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_connection_to_another_machine_is_refused(elsewhere: Elsewhere, no_psk: None) -> None:
     with pytest.raises(UsageError, match=f"the connection to 127.0.0.1:{elsewhere.port} .*{WAYS_OUT}"):
         connect("127.0.0.1", elsewhere.port, b"k", timeout_s=5)
+
+
+def test_of_several_addresses_none_is_tried_for_long(elsewhere: Elsewhere, no_psk: None) -> None:
+    where = Destination(("127.0.0.1", "127.0.0.2"), elsewhere.port, b"k", "x", "nonce")
+    with pytest.raises(UsageError, match=WAYS_OUT):
+        reach(where, timeout_s=5)
 
 
 def test_one_in_clear_is_warned_of_once(

@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 import pytest
 
+from cwmp import encryption
 from cwmp.errors import CwmpError, SlurmError, UsageError
 from cwmp.slurm import commands, holding, records, sizing, submission
 from cwmp.slurm.commands import SlurmJob
@@ -88,6 +89,15 @@ class World:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return World(monkeypatch, 3)
+
+
+def test_what_cannot_be_encrypted_is_not_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has started it did so with another Python."""
+    monkeypatch.setattr(encryption, "psk_is_possible", lambda: False)
+    world.pool.options = replace(world.pool.options, encrypt="auto")
+    records.save(world.pool)
+    with pytest.raises(UsageError, match="CWMP_ENCRYPT=never"):
+        Holding("x", None, world.said.append)
 
 
 def hold(world: World, bounds: Optional[Bounds] = None) -> Holding:

@@ -13,7 +13,7 @@ import pytest
 
 from cwmp import encryption, rendezvous
 from cwmp.errors import ConnectError, CwmpError, SlurmError, UsageError
-from cwmp.slurm import commands, ending, launcher, masters, records, submission, waiting
+from cwmp.slurm import allocation, commands, ending, launcher, masters, records, submission, waiting
 from cwmp.slurm.commands import SlurmJob
 from cwmp.slurm.options import Options
 
@@ -131,6 +131,19 @@ def test_what_cannot_be_encrypted_is_not_submitted(
     with pytest.raises(UsageError, match="Python 3.13 or newer .*--tls-cert.* CWMP_ENCRYPT=never"):
         launcher.start(replace(OPTIONS, encrypt="auto", layout=layout), silent)
     assert (slurm.scripts, records.load("x")) == ([], None)
+
+
+def test_nor_is_it_begun_in_an_allocation_of_several_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the only node of one, nothing leaves it."""
+    monkeypatch.setattr(encryption, "psk_is_possible", lambda: False)
+    monkeypatch.setattr(allocation, "allocated_nodes", lambda: ["n1", "n2"])
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
+    begun: List[object] = []
+    monkeypatch.setattr(allocation, "_Step", lambda *given: begun.append(given))
+    with pytest.raises(UsageError, match="what goes from node to node must be encrypted"):
+        allocation.Allocation("x", silent).__enter__()
+    assert begun == []
+    assert allocation._is_this(["n1"]) and not allocation._is_this(["n2"])
 
 
 def test_certificates_and_a_trusted_network_will_do(

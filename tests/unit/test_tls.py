@@ -516,7 +516,8 @@ def test_wherever_an_interrupt_comes(setting: Encryption, pair: Pair, size: int,
 
 def test_one_thread_at_a_time_uses_openssl(setting: Encryption, pair: Pair) -> None:
     ours, theirs = (wire.sock for wire in wires(pair, setting))
-    theirs.sendall(b"x")
+    theirs.sendall(b"xy")
+    assert ours.recv(1) == b"x"
     for use in (lambda: ours.encrypt(b"y"), ours.flush, lambda: ours.recv(1)):
         with ours._lock:
             side = Side(use)
