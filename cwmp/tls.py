@@ -24,8 +24,9 @@ from .errors import KeyFileError, UsageError
 HANDSHAKE_BYTES = 8 << 10
 """Bytes read of one who is still shaking hands. Fewer: long chains of certificates do not fit."""
 
-PIECE_BYTES = 256 << 10
-"""Bytes encrypted at a time. Larger: that much memory for each connection. Smaller: more calls."""
+PIECE_BYTES = 64 << 10
+"""Bytes encrypted at a time. Larger: from 128 KiB the C library maps and unmaps memory for every piece, which
+costs more than the calls that it saves. Smaller: more calls."""
 
 _RECORD_BYTES = 17 << 10  # a little more than OpenSSL may hold of what has not arrived completely
 _LEAST_READ_BYTES = 4 << 10
@@ -151,6 +152,8 @@ class TlsSocket:
                 break
             except ssl.SSLWantReadError:
                 self.flush()
+                if not left:
+                    raise TlsError(f"{HANDSHAKE_BYTES} bytes came, and no end of the handshake") from None
             except ssl.SSLError as error:
                 try:
                     self.flush()  # so that the other side knows, too
@@ -164,8 +167,6 @@ class TlsSocket:
                 raise NotTls(heard)
             self._incoming.write(heard)
             left -= len(heard)
-            if not left:
-                raise TlsError(f"{HANDSHAKE_BYTES} bytes came, and no end of the handshake")
         self.flush()
 
     def agreed(self) -> Tuple[str, str]:

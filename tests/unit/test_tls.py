@@ -285,6 +285,19 @@ def test_little_is_read_of_who_does_not_finish_the_handshake(setting: Encryption
     assert len(ours.recv(20_000)) == len(record) - tls.HANDSHAKE_BYTES, "left where it was"
 
 
+def test_what_follows_a_handshake_at_once_does_not_count(setting: Encryption, pair: Pair) -> None:
+    data = os.urandom(3 * tls.HANDSHAKE_BYTES)
+    ours = TlsSocket(pair[0], server_context(setting), server_side=True)
+    theirs = TlsSocket(pair[1], client_context(setting), server_side=False)
+    side = Side(lambda: (theirs.shake_hands(), theirs.sendall(data)))
+    ours.shake_hands()
+    got = b""
+    while len(got) < len(data):
+        got += ours.recv(len(data))
+    assert got == data
+    side.result()
+
+
 def test_what_is_no_tls_is_found_out_at_once(setting: Encryption, pair: Pair) -> None:
     side = Side(TlsSocket(pair[0], server_context(setting), server_side=True).shake_hands)
     pair[1].sendall(b"GET / HTTP/1.0\r\n\r\n")
