@@ -68,7 +68,7 @@ class Member:
     def slot(self, pick: float) -> Optional[psutil.Process]:
         """One of a worker's slots, by where it is among them; None where there is none at the moment."""
         with contextlib.suppress(psutil.NoSuchProcess):
-            slots = sorted(slots_of(self.holder.pid))
+            slots = sorted(pid for pid in slots_of(self.holder.pid) if not _is_porter(pid))
             return psutil.Process(slots[int(pick * len(slots))]) if slots else None
         return None
 
@@ -262,3 +262,16 @@ class Cluster:
                 if files and path.suffix != _LOCKS:
                     found.append(f"{path} ({len(files)} files)")
         return found
+
+
+def _is_porter(child: int) -> bool:
+    """Whether a worker's child carries large values, with sockets only; a slot has pipes.
+
+    It is no slot: a value that it was fetching when it was killed is `BlobLost`. Where there is no /proc it
+    is taken for one.
+    """
+    files = Path(f"/proc/{child}/fd")
+    try:
+        return not any(os.readlink(file).startswith("pipe:") for file in files.iterdir())
+    except OSError:
+        return False  # no /proc, or it has just ended
