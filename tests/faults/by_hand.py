@@ -50,10 +50,15 @@ class HandMadeCluster:
         self.workers.append(worker)
         return worker
 
+    def workers_seen(self) -> List[Dict[str, Any]]:
+        """The workers that the master knows."""
+        status = self.status()
+        return status["workers"] if status else []
+
     def wait_for_workers(self, count: int) -> None:
         """Until so many are there."""
         wait_until(
-            lambda: len((self.status() or {"workers": ()})["workers"]) == count,
+            lambda: len(self.workers_seen()) == count,
             timeout_s=SOON_S,
             describe=self.log.read_text,
         )

@@ -77,7 +77,9 @@ def test_cancelling_over_connections_that_break(cluster: HandMadeCluster, link: 
     assert runs(notes) == Counter([0, *range(11, 21)])
 
 
-def test_large_values_over_connections_that_break(cluster: HandMadeCluster, link: Link, tmp_path: Path) -> None:
+def test_large_values_over_connections_that_break(
+    cluster: HandMadeCluster, link: Link, tmp_path: Path
+) -> None:
     """Between machines they have connections of their own, which break as well."""
     cluster.start_worker("--blob-dir", str(tmp_path), address=f"127.0.0.1:{link.port}")
     with executor_over(link) as executor:
@@ -140,8 +142,8 @@ def test_a_worker_that_was_silent_for_too_long_comes_back(
         cluster.wait_for_workers(2)
         gate.touch()
         assert future.result(timeout=SOON_S) == 0
-        assert [f.result(timeout=SOON_S) for f in [executor.submit(abs, -n) for n in range(50)]] == list(range(50))
-        wait_until(lambda: all(w["done"] for w in (cluster.status() or {"workers": []})["workers"]), timeout_s=SOON_S)
+        assert list(executor.map(abs, range(50), timeout=SOON_S)) == list(range(50))
+        wait_until(lambda: all(worker["done"] for worker in cluster.workers_seen()), timeout_s=SOON_S)
     assert runs(notes) == Counter({0: 2})
 
 

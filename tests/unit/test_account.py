@@ -109,4 +109,5 @@ def test_what_was_acknowledged_is_forgotten() -> None:
 
 
 def test_what_came_to_nothing_is_given_up() -> None:
-    assert given_up({"outcomes": [(1, 0, b"")], "died": [(2, {})], "returned": [3], "unfit": [4]}) == [2, 3, 4]
+    report = {"outcomes": [(1, 0, b"")], "died": [(2, {})], "returned": [3], "unfit": [4]}
+    assert given_up(report) == [2, 3, 4]

@@ -1,4 +1,4 @@
-"""Who is a member, who is away, who comes back, and what becomes of jobs meanwhile, with time cranked by hand."""
+"""Who is a member, away, or back, and what becomes of jobs meanwhile, with time cranked by hand."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Clients and workers around masters that die: connections break anywhere, and all come back in any order.
 
-The real rules (`broker`, `members`, `account`, `outbox`) run over connections that deliver in order until they
-break, and then lose what was on its way. Whatever happens, each job has one outcome at its client, and that is
-its own; what was withdrawn has none.
+The real rules (`broker`, `members`, `account`, `outbox`) run over connections that deliver in order until
+they break, and then lose what was on its way. Whatever happens, each job has one outcome at its client, and
+that is its own; what was withdrawn has none.
 """
 
 from __future__ import annotations
@@ -147,7 +147,8 @@ class Client(Member):
             self.peer.inward.append((method, *args))
 
     def submit(self, size: int) -> None:
-        jobs = [(number, b"f", b"%d:%d" % (id(self), number)) for number in (next(self.numbers) for _ in range(size))]
+        numbers = [next(self.numbers) for _ in range(size)]
+        jobs = [(number, b"f", b"%d:%d" % (id(self), number)) for number in numbers]
         self.open.update((job[0], job) for job in jobs)
         self.request("put", jobs, on_reply=lambda _: None)
 
