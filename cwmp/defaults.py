@@ -145,6 +145,9 @@ PACE_S = 20e-6
 """After a report a worker lets this pass for each outcome in it before it looks for the next ones, up to
 `PACE_MAX_S`. More: larger batches, which cost everybody less, and later results on a busy cluster."""
 
+PACE_LARGE = 50
+"""For so many outcomes counts one with a large value there. More: each of them waits longer for others."""
+
 PACE_MAX_S = 0.002
 """The longest such pause."""
 

@@ -9,11 +9,11 @@ back for the other slots, or for other workers where there is no free slot here.
 from __future__ import annotations
 
 from collections import deque
-from typing import Deque, Iterable, List, Optional, Tuple
+from typing import Deque, Iterable, List, Optional, Sequence, Tuple
 
 from . import defaults
 from .experience import Experience
-from .messages import Lease
+from .messages import Lease, Outcome
 
 _SLOWEST_S = 4 * defaults.HORIZON_S  # longer jobs say no more about the next one
 
@@ -209,6 +209,18 @@ class Stock:
     def leases(self) -> List[Lease]:
         """Everything that is here, begun or not."""
         return [*self.ready, *(lease for slot in self._slots for lease in slot.leases)]
+
+    def pause_s(self, reported: Sequence[Outcome]) -> float:
+        """For how long others may gather after a report of these outcomes.
+
+        One with a large value costs everybody as much as many small ones. But it may be the only one that
+        somebody waits for, unless every slot has its next job already.
+        """
+        weight = len(reported)
+        large = sum([type(outcome[2]) is tuple for outcome in reported])
+        if large and all(len(slot.leases) > 1 for slot in self._slots):
+            weight += large * defaults.PACE_LARGE
+        return min(defaults.PACE_MAX_S, weight * defaults.PACE_S) if weight >= defaults.PACE_FROM_JOBS else 0
 
     def handed_out(self) -> List[Tuple[int, List[int]]]:
         """(slot, tickets) of every slot that has work."""

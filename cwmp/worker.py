@@ -316,9 +316,10 @@ class Worker:
         count = len(report.get("outcomes", ()))
         prompt = count != 1 or self._lone_reports >= defaults.UNHURRIED
         self._lone_reports += 1
-        if count >= defaults.PACE_FROM_JOBS and self._deaf_until is None:
+        pause_s = self._stock.pause_s(report.get("outcomes", ()))
+        if pause_s and self._deaf_until is None:
             # Many jobs are being done: let some more gather before anybody is woken for them.
-            self._deaf_until = now + min(defaults.PACE_MAX_S, count * defaults.PACE_S)
+            self._deaf_until = now + pause_s
             self._next_chore = min(self._next_chore, self._deaf_until)
             self._loop.forget(self._pool)
         self._send(report, prompt, now)

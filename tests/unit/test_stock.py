@@ -669,3 +669,15 @@ def test_runs_are_noted_only_for_who_wants_to_know() -> None:
     assert not stock.experience.is_unlikely(b"f", left_s=1.0)
     assert stock.experience.is_unlikely(b"g", left_s=5.9)
     assert not stock.experience.is_unlikely(b"g", left_s=6.5)
+
+
+def test_large_results_gather_only_where_the_slots_have_work() -> None:
+    small, large = (1, 0, b"x"), (1, 0, (b"x", (("w1.7.1", 100_000),)))
+    stock = stock_of(2, TINY_S)
+    assert stock.pause_s([]) == stock.pause_s([small] * 7) == 0
+    assert stock.pause_s([small] * 10) == pytest.approx(10 * defaults.PACE_S)
+    assert stock.pause_s([large]) == 0, "nobody is at work: somebody may be waiting for this one"
+    stock.add(leases(*range(20)))
+    stock.hand_out(now=0.0)
+    assert defaults.PACE_MAX_S / 4 < stock.pause_s([large]) <= defaults.PACE_MAX_S
+    assert stock.pause_s([large] * 50) == defaults.PACE_MAX_S
