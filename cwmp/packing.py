@@ -20,6 +20,7 @@ from .messages import Packed, Ref
 _PROTOCOL = 5
 _MAIN = b"__main__"
 _ALIGN = 64  # what numerical libraries like their arrays to begin at a multiple of
+_WHOLE_BYTES = 256 << 10  # a pickle up to here is put together in memory: cheaper than many small reads
 _MAX_BLOBS = 32  # of one value; more large pieces share one blob
 
 Buffer = Union[bytes, bytearray, memoryview]
@@ -242,7 +243,29 @@ def put_together(packed: Packed, fetch: Fetch) -> Any:
     ]
     if len(pieces) == 1:
         return pickle.loads(pieces[0].all(), buffers=kept)
+    if sum(piece.left for piece in pieces) <= _WHOLE_BYTES:
+        return _load_whole(pieces, kept)
     return pickle.Unpickler(_Stream(pieces), buffers=kept).load()
+
+
+_scratch: List[bytearray] = []  # memory for `_load_whole`: fresh memory costs more than what is done with it
+
+
+def _load_whole(pieces: Sequence[_Piece], buffers: Sequence[Any]) -> Any:
+    """The value of a pickle that fits into `_WHOLE_BYTES`."""
+    try:
+        data = _scratch.pop()
+    except IndexError:  # another thread has it, or who loads this value as a part of its own
+        data = bytearray(_WHOLE_BYTES)
+    try:
+        with memoryview(data) as whole:
+            at = 0
+            for piece in pieces:
+                begin, at = at, at + piece.left
+                piece.read_into(whole[begin:at])
+            return pickle.loads(whole[:at], buffers=buffers)
+    finally:
+        _scratch[:] = [data]
 
 
 class _Piece:
