@@ -470,6 +470,7 @@ def test_another_key(cluster: LocalCluster, seen: Outcomes) -> None:
 def test_another_version_leaves_no_connection(
     cluster: LocalCluster, seen: Outcomes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    speaks = messages.PROTOCOL
     monkeypatch.setattr(messages, "PROTOCOL", 99)  # here, not in the cluster's own processes
-    with pytest.raises(VersionMismatch, match="protocol 99 and the cluster speaks 2"):
+    with pytest.raises(VersionMismatch, match=f"protocol 99 and the cluster speaks {speaks}"):
         ClientThread(seen.done, cluster.address, authkey=cluster.authkey).start()

@@ -298,7 +298,7 @@ def test_worker_with_another_key_is_refused_and_shows_none(run: Callable[..., Ru
 
 def test_worker_tells_when_its_master_is_gone(run: Callable[..., Running]) -> None:
     master = start_master(run)
-    worker = run("cwmp-worker", f"127.0.0.1:{master.port}", "--procs", "1")
+    worker = run("cwmp-worker", f"127.0.0.1:{master.port}", "--procs", "1", "--master-timeout", "1")
     worker.line()
     slots = [process.pid for process in psutil.Process(worker.pid).children(recursive=True)]
     master.process.kill()
@@ -308,7 +308,7 @@ def test_worker_tells_when_its_master_is_gone(run: Callable[..., Running]) -> No
 
 def test_worker_that_knows_its_master_by_name_waits_for_the_next(run: Callable[..., Running]) -> None:
     master = start_master(run, "--name", "night")
-    worker = run("cwmp-worker", "--name", "night", "--procs", "1", "--wait", "1")
+    worker = run("cwmp-worker", "--name", "night", "--procs", "1", "--master-timeout", "1")
     worker.line()
     slots = [process.pid for process in psutil.Process(worker.pid).children(recursive=True)]
     master.process.kill()
