@@ -19,6 +19,7 @@ from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
 from . import defaults
 from .errors import UsageError
+from .hearsay import cause_of_death
 from .ledger import checked
 from .messages import ERROR, LOST, RESULT, RUNNING, VANISHED, Event, Job, Lease, Outcome
 from .records import (
@@ -291,14 +292,13 @@ class Broker(Returning):
         """The slot that ran this attempt died: charge the job, and queue it again or give it up."""
         worker = self._worker(ident)
         touched: Set[int] = set()
-        details = checked(cause, dict)
+        details = cause_of_death(cause)
         job = worker.held.pop(checked(ticket, int), None)
         if job is None:
             self._drop_offer(worker, ticket)
             self.stale += 1
             return touched
-        job.deaths = job.deaths or []
-        job.deaths.append({**place(worker, job), **details, "attempt": job.attempt})
+        job.deaths = [*(job.deaths or ()), {**place(worker, job), **details}]
         if len(job.deaths) >= (job.client.max_attempts or self.max_attempts):
             self._give_up(job, touched)
         else:

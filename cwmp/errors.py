@@ -90,7 +90,8 @@ class WorkerLost(JobError):
     """What ran the job died each time it was tried.
 
     `attempts` holds one dict an attempt: `attempt`, `node`, `pid`, `cause` (a sentence such as
-    "killed by SIGKILL"), `signal`, `exit_code` and `peak_rss_bytes` (None where not known).
+    "killed by SIGKILL"), `signal`, `exit_code`, `peak_rss_bytes`, `oom` (whether that was the kernel, for
+    lack of memory) and `stderr` (the last lines that came from it); each None where not known.
     """
 
     def __init__(self, attempts: Sequence[Dict[str, Any]]) -> None:
@@ -98,9 +99,12 @@ class WorkerLost(JobError):
         self.attempts: List[Dict[str, Any]] = list(attempts)
 
     def __str__(self) -> str:
-        lines = [_attempt_line(attempt) for attempt in self.attempts]
-        tries = "1 attempt" if len(lines) == 1 else f"{len(lines)} attempts"
-        return f"the process that ran this job died ({tries}): " + "; ".join(lines)
+        count = len(self.attempts)
+        lines = [f"the process that ran this job died ({count} attempt{'s' * (count != 1)})"]
+        for attempt in self.attempts:
+            lines.append("  " + _attempt_line(attempt))
+            lines += ["    | " + line for line in (attempt.get("stderr") or "").splitlines()]
+        return "\n".join(lines)
 
 
 class BlobLost(JobError):

@@ -88,6 +88,12 @@ class Loop:
         self._poller.modify(fd, READ)
         self._writers.pop(fd, None)
 
+    def watch_room(self, fileobj: Any, on_room: Callable[[], None]) -> None:
+        """Call `on_room` whenever there is room to write, or nobody reads any more."""
+        fd = _fd_of(fileobj)
+        self._poller.register(fd, WRITE)
+        self._readers[fd] = self._writers[fd] = on_room
+
     def forget(self, fileobj: Any) -> None:
         """Watch no longer; must come before the descriptor is closed."""
         fd = _fd_of(fileobj)

@@ -11,21 +11,18 @@ import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from . import defaults, gpus, shelf, slot
+from .deaths import Death, cause_of, was_killed
+from .echo import Echo
 from .frames import FrameReader
 from .guardian import Guardian, die_with_parent
 from .loop import READ, Channel, Loop, Poller
 from .messages import Lease, Outcome, Packed
+from .oom import Watch
 from .transport import load_message
 
 _HUNG_UP_S = 0.5  # from a slot's hang-up to its death; later it is killed
+_STALLED_S = 1.0  # what slots have printed may wait so long to be read when the pool is closed
 _YOUNG_S = 1.0  # a slot that dies younger than this without a job is not refilled at once
-
-
-class Death(NamedTuple):
-    """A slot that is gone: how many of its leases it had not begun, and why it died."""
-
-    unclaimed: int
-    cause: Dict[str, Any]
 
 
 class Answers(NamedTuple):
@@ -77,10 +74,13 @@ class Pool:
         self._last_words: List[Answers] = []  # answers of slots that have died
         self._refill_at: Dict[int, float] = dict.fromkeys(range(size), 0.0)
         self.guardian = Guardian()
+        self._echo = Echo(size, loop, self._has_answered)
+        self._oom = Watch.of_this_process()
         self._place: Dict[str, Any] = {}  # where large values are, as every slot is told
 
     def refill(self, now: float) -> List[int]:
-        """Start the slots that are missing and due; returns their indexes."""
+        """Start the slots that are missing and due; returns their indexes. To be called every few seconds."""
+        self._oom.look(now)
         due = [index for index, at in self._refill_at.items() if at <= now]
         for index in due:
             del self._refill_at[index]
@@ -134,7 +134,7 @@ class Pool:
             index = self._slot_of[fd]
             process = self._slots[index]
             if process is not None:
-                answers = _read_answers(index, process)
+                answers = self._read_answers(index, process)
                 if answers.outcomes:
                     found.append(answers)
         return found
@@ -185,6 +185,7 @@ class Pool:
         deadline = time.monotonic() + patience_s
         while left and time.monotonic() < deadline:
             left = [process for process in left if not os.waitpid(process.pid, os.WNOHANG)[0]]
+            self._echo.pass_on()  # a slot may have much to say at its end
             time.sleep(0.002 if left else 0)
         for process in left:
             _kill_group(process.pid)
@@ -192,6 +193,7 @@ class Pool:
         self._slots = [None] * self.size
         self._poller.close()
         self.guardian.dismiss()
+        self._echo.close(_STALLED_S)
 
     # --- one slot ----------------------------------------------------------------------------
 
@@ -207,6 +209,7 @@ class Pool:
         pid = os.fork()
         if pid == 0:
             die_with_parent(parent)
+            self._echo.become_stderr(index)
             gpus.keep_share(index, self.size)
             slot.main(theirs.detach(), claims[0], answers[1])
         theirs.close()
@@ -218,6 +221,18 @@ class Pool:
         self._slots[index] = _Process(pid, channel, claims, answers[0])
         if self._place:
             channel.send(pickle.dumps((None, self._place), 4))
+
+    def _has_answered(self, index: int) -> bool:
+        """Whether an answer of that slot is waiting to be read."""
+        process = self._slots[index]
+        return process is not None and any(fd == process.answers_in for fd, _ in self._poller.poll(0))
+
+    def _read_answers(self, index: int, process: _Process) -> Answers:
+        """What a slot has written so far."""
+        answers = _read_answers(index, process)
+        if answers.outcomes:
+            self._echo.job_ended(index)
+        return answers
 
     def _remove_unannounced(self, process: _Process) -> None:
         """Remove what a slot had written of a result when it died."""
@@ -239,7 +254,7 @@ class Pool:
 
     def _bury(self, index: int, process: _Process, status: int, peak_rss: int) -> None:
         """Note a death, and keep what the slot had answered before it."""
-        self._last_words.append(_read_answers(index, process))
+        self._last_words.append(self._read_answers(index, process))
         self._slots[index] = None
         self._stop_listening(process)
         unclaimed = _read_claims(process.claims_in)
@@ -248,7 +263,14 @@ class Pool:
         if self._place:
             self._remove_unannounced(process)
         self.guardian.release(process.pid)
-        cause = _cause(process, status, peak_rss)
+        cause = cause_of(
+            process.pid,
+            status,
+            peak_rss,
+            given_up=process.given_up,
+            oom=self._oom.verdict() if was_killed(status) and not process.given_up else (False, ""),
+            printed=self._echo.last_words(index),
+        )
         self._deaths.append((index, Death(unclaimed, cause)))
         now = time.monotonic()
         idle_and_young = not process.worked and now - process.born < _YOUNG_S
@@ -294,32 +316,6 @@ def _read_claims(fd: int) -> int:
         except BlockingIOError:
             return count
         count += len(data)
-
-
-def _cause(process: _Process, status: int, peak_rss: int) -> Dict[str, Any]:
-    """Why a slot died, from what the kernel says."""
-    code = os.waitstatus_to_exitcode(status)
-    number = -code if code < 0 else None
-    if process.given_up:
-        sentence = "ended by its worker, because the job had closed the connection to it"
-    elif number is not None:
-        sentence = f"killed by {_signal_name(number)}"
-    else:
-        sentence = f"exited with status {code}"
-    return {
-        "pid": process.pid,
-        "cause": sentence,
-        "signal": number,
-        "exit_code": code if code >= 0 else None,
-        "peak_rss_bytes": peak_rss * (1 if sys.platform == "darwin" else 1024),
-    }
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _kill_group(pid: int, leader_too: bool = True) -> None:

@@ -158,4 +158,6 @@ def place(worker: WorkerRecord, job: JobRecord) -> Dict[str, Any]:
         "signal": None,
         "exit_code": None,
         "peak_rss_bytes": None,
+        "oom": None,
+        "stderr": None,
     }

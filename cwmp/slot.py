@@ -13,6 +13,7 @@ has died.
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import gc
 import os
 import pickle
@@ -260,6 +261,7 @@ def _prepare(keep: Set[int]) -> None:
     os.close(null)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    faulthandler.enable(2)  # a crash in a library leaves the calls that led to it among our last words
 
 
 def _carry_on(number: int, frame: Any) -> None:

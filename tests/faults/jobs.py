@@ -322,3 +322,39 @@ def square_in_processes(numbers: List[int]) -> List[int]:
 
     with get_context("fork").Pool(1) as pool:
         return pool.map(abs, numbers)
+
+
+# --- last words -----------------------------------------------------------------------------
+
+
+def print_and_die(words: str, number: int) -> None:
+    """Print to standard error and die of a signal, while another process writes on."""
+    print(words, file=sys.stderr)
+    os.write(2, b"raw words\n")
+    os.kill(os.getpid(), number)
+
+
+def print_to_stderr(words: str) -> None:
+    print(words, file=sys.stderr)
+
+
+def read_address_zero() -> None:
+    """What a library does that crashes."""
+    import ctypes
+
+    ctypes.string_at(0)
+
+
+def flood_stderr(megabytes: int) -> int:
+    """Write so much to standard error; returns the bytes."""
+    line = b"flood " * 170 + b"\n"
+    count = (megabytes << 20) // len(line)
+    for _ in range(count):
+        os.write(2, line)
+    return count * len(line)
+
+
+def fill_memory(megabytes: int) -> int:
+    """Touch so much memory, a piece at a time."""
+    pieces = [b"x" * (1 << 20) for _ in range(megabytes)]
+    return len(pieces)

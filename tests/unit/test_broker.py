@@ -77,6 +77,7 @@ def counts(broker: Broker) -> Dict[str, int]:
     return found
 
 
+ATTEMPT = {"attempt", "node", "pid", "cause", "signal", "exit_code", "peak_rss_bytes", "oom", "stderr"}
 CAUSE = {"cause": "killed by SIGSEGV", "signal": 11, "pid": 99}
 
 
@@ -435,7 +436,7 @@ def test_the_last_attempt_ends_as_lost_with_every_attempt(broker: Broker) -> Non
     assert (number, kind) == (1, LOST)
     assert history == [
         {"attempt": n, "node": f"n{n}", "pid": 90 + n, "cause": "killed by SIGSEGV", "signal": 11,
-         "exit_code": None, "peak_rss_bytes": n}
+         "exit_code": None, "peak_rss_bytes": n, "oom": None, "stderr": None}
         for n in range(1, defaults.MAX_ATTEMPTS + 1)
     ]  # fmt: skip
     assert broker.failed == 1
@@ -483,7 +484,35 @@ def test_a_cause_need_not_be_complete(broker: Broker) -> None:
     for _ in range(defaults.MAX_ATTEMPTS):
         broker.died(worker, broker.take(worker, 1)[0][0], {"cause": "?"})
     [(_, _, history)] = events(broker, client)
-    assert set(history[0]) == {"attempt", "node", "pid", "cause", "signal", "exit_code", "peak_rss_bytes"}
+    assert set(history[0]) == ATTEMPT
+
+
+def test_of_a_cause_only_what_belongs_there_is_kept(broker: Broker) -> None:
+    client, worker = client_with(broker, 1), worker_of(broker)
+    odd = {"cause": "x" * 1_000_000, "stderr": "y" * 1_000_000, "node": "elsewhere", "attempt": 7, "more": []}
+    for _ in range(defaults.MAX_ATTEMPTS):
+        broker.died(worker, broker.take(worker, 1)[0][0], odd)
+    [(_, _, history)] = events(broker, client)
+    assert [attempt["attempt"] for attempt in history] == [1, 2, 3]
+    for attempt in history:
+        assert set(attempt) == ATTEMPT
+        assert len(attempt["cause"]) == len(attempt["stderr"]) == 4096
+        assert attempt["node"] != "elsewhere"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"pid": "17"}, {"oom": 1}, {"signal": True}, {"stderr": b"x"}, {"cause": ["x"]}, {"pid": 1 << 999}],
+    ids=repr,
+)
+def test_a_cause_of_the_wrong_kind_is_refused_before_anything_has_moved(broker: Broker, odd: Any) -> None:
+    client_with(broker, 1)
+    worker = worker_of(broker)
+    [(ticket, *_)] = broker.take(worker, 1)
+    with pytest.raises(UsageError, match="the cause of a death has "):
+        broker.died(worker, ticket, {"cause": "killed", **odd})
+    broker.give_back(worker, [ticket])
+    assert calls(broker.take(worker_of(broker), 9)) == [1]
 
 
 def test_returned_jobs_keep_their_order(broker: Broker) -> None:

@@ -80,6 +80,18 @@ def test_worker_lost_tells_every_attempt() -> None:
     assert "(1 attempt)" in str(errors.WorkerLost(ATTEMPTS[:1]))
 
 
+def test_worker_lost_has_a_line_an_attempt_and_what_was_printed_beneath() -> None:
+    attempts = [{**ATTEMPTS[0], "stderr": "one\ntwo"}, {**ATTEMPTS[1], "stderr": ""}, ATTEMPTS[0]]
+    assert str(errors.WorkerLost(attempts)) == (
+        "the process that ran this job died (3 attempts)\n"
+        "  attempt 1 on n1 pid 17: killed by SIGKILL, peak memory 3072 MiB\n"
+        "    | one\n"
+        "    | two\n"
+        "  attempt 2 on n2: its whole worker was lost\n"
+        "  attempt 1 on n1 pid 17: killed by SIGKILL, peak memory 3072 MiB"
+    )
+
+
 def test_worker_lost_keeps_its_own_list() -> None:
     attempts = list(ATTEMPTS)
     error = errors.WorkerLost(attempts)
