@@ -47,6 +47,7 @@ class Depot:
         self.store = Store(limit if limit is not None else shelf.default_limit(self.shelf.path))
         self._notify = notify
         self._arrived: Set[str] = set()  # those of them that are not named by their bytes
+        self._ages = shelf.Ages()
         self._next_look = time.monotonic() + defaults.LEFTOVER_S
         self._transfers = transfers.Server(self.shelf.path)
         self._remover = shelf.Remover(self.shelf.path)
@@ -179,11 +180,13 @@ class Depot:
         self._next_look = now + defaults.LEFTOVER_S
         shelf.remove(self.shelf.path, self._unclaimed)
         self._unclaimed.clear()
-        for name in shelf.begun_by(self.shelf.path, ""):
-            if name not in self.store and name[0] in "cw" and not shelf.is_digest(name):
-                path = os.path.join(self.shelf.path, name)
-                if shelf.age_s(path) > defaults.LEFTOVER_S:
-                    shelf.remove(self.shelf.path, [name])
+        names = [
+            name
+            for name in shelf.begun_by(self.shelf.path, "")
+            if name not in self.store and name[0] in "cw" and not shelf.is_digest(name)
+        ]
+        ages = self._ages.look(self.shelf.path, names, now)
+        shelf.remove(self.shelf.path, [name for name, age_s in ages.items() if age_s >= defaults.LEFTOVER_S])
 
     def facts(self) -> Dict[str, Any]:
         """What members are told when they join."""

@@ -16,9 +16,8 @@ import re
 import shutil
 import tempfile
 import threading
-import time
 from queue import SimpleQueue
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Union
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 from . import defaults
 from .errors import BlobLost, UsageError
@@ -257,18 +256,29 @@ def size_of(directory: str, name: str) -> Optional[int]:
         return None
 
 
-def age_s(path: str) -> float:
-    """Seconds since a file was last written to; 0 if there is none."""
-    with contextlib.suppress(OSError):
-        return time.time() - os.stat(path).st_mtime
-    return 0.0
-
-
 def remove(directory: str, names: Iterable[str]) -> None:
     """Remove these files, those that are there."""
     for name in names:
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(directory, name))
+
+
+class Ages:
+    """For how long files have been as they are, on the clock of who looks: that of the disk may jump."""
+
+    def __init__(self) -> None:
+        self._seen: Dict[str, Tuple[Tuple[int, int], float]] = {}  # size and time of change; since when
+
+    def look(self, directory: str, names: Iterable[str], now: float) -> Dict[str, float]:
+        """Seconds since each of these was first seen as it is now; to be asked for all of them each time."""
+        before, self._seen = self._seen, {}
+        for name in names:
+            with contextlib.suppress(OSError):
+                status = os.stat(os.path.join(directory, name))
+                stamp = status.st_size, status.st_mtime_ns
+                found = before.get(name, (None, now))
+                self._seen[name] = (stamp, found[1] if found[0] == stamp else now)
+        return {name: now - since for name, (_, since) in self._seen.items()}
 
 
 class Remover:

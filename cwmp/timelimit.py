@@ -59,6 +59,8 @@ class TimeLimit:
         self._environ = {**plain, "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"}
         self._loop = loop
         self._on_end = on_end
+        # What SLURM says is of its own clock, so ours is looked at once: it may be set while we run.
+        self._epoch = time.monotonic() - time.time()
         self._process: Optional[subprocess.Popen[bytes]] = None
         self._answer = b""
         self._give_up = 0.0
@@ -122,7 +124,7 @@ class TimeLimit:
             self._tell(end)
 
     def _tell(self, end: float) -> None:
-        self._on_end(time.monotonic() + end - time.time())
+        self._on_end(self._epoch + end)
 
 
 def _soon(seconds: float) -> float:

@@ -102,8 +102,11 @@ class Seat:
                 self.faults = self.mishaps = 0
 
     def age_s(self, member: Member, now: float) -> float:
-        """For how long that member has run: as SLURM tells, or as far as we have seen it."""
-        if member.ran_s is not None:
+        """For how long that member has run: as far as we have seen it, or once it has ended as SLURM tells.
+
+        What `squeue` tells of a running job goes by this machine's wall clock, which may be set meanwhile.
+        """
+        if member.ran_s is not None and member.state in ENDED:
             return member.ran_s
         return 0.0 if self.since is None else now - self.since
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Iterator, List
 
 import numpy
 import psutil
@@ -266,19 +266,28 @@ def test_a_shelf_is_swept_only_when_its_owner_is_dead(tmp_path: Path) -> None:
     assert not os.path.exists(mine.path)
 
 
-def test_files_that_were_never_announced_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    found: Dict[str, bool] = {}
+def test_files_that_were_never_announced_are_removed() -> None:
+    """By the time that has passed since they were last seen to change, whatever their dates say."""
     from cwmp.depot import Depot
 
+    hours = 5 * 3600
     depot = Depot(None, None, lambda client, event: None)
+    begun = time.monotonic()
+
+    def left_at(seconds: float) -> List[str]:
+        depot.look_for_leftovers(begun + seconds)
+        return sorted(shelves.files(depot.shelf.path))
+
     try:
-        for name in ("c1.1", "w1.2.3", "c5.9"):
+        for name, age_s in (("c1.1", 0), ("w1.2.3", hours), ("c5.9", -hours)):
             shelf.write(depot.shelf.path, name, [b"x"])
-            os.utime(os.path.join(depot.shelf.path, name), (0, 0) if name != "c5.9" else None)
-        depot.look_for_leftovers(time.monotonic())
-        assert len(shelves.files(depot.shelf.path)) == 3, "it is too early"
-        depot.look_for_leftovers(time.monotonic() + 1000)
-        found = dict.fromkeys(shelves.files(depot.shelf.path), True)
+            os.utime(os.path.join(depot.shelf.path, name), (0, time.time() - age_s))
+        everything = ["c1.1", "c5.9", "w1.2.3"]
+        assert left_at(0.0) == everything
+        assert left_at(130.0) == everything, "they have just been seen for the first time"
+        with open(os.path.join(depot.shelf.path, "c1.1"), "ab") as file:
+            file.write(b"more")
+        assert left_at(260.0) == ["c1.1"], "it is still being written"
+        assert left_at(390.0) == []
     finally:
         depot.close()
-    assert found == {"c5.9": True}

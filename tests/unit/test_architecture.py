@@ -64,6 +64,21 @@ BROKER_MAY_NOT_TOUCH = {
     "asyncio", "concurrent", "datetime", "logging", "multiprocessing", "os", "queue", "random", "select",
     "selectors", "signal", "socket", "subprocess", "threading", "time",
 }  # fmt: skip
+# The wall clock may jump by hours in either direction, which must change nothing.
+WALL_CLOCK = {
+    "CLOCK_REALTIME", "boot_time", "clock_gettime", "create_time", "datetime.now", "datetime.today",
+    "datetime.utcnow", "gmtime", "localtime", "mktime", "st_ctime", "st_mtime", "time.time", "time.time_ns",
+}  # fmt: skip
+MAY_LOOK_AT_IT = {
+    ("cwmp/timelimit.py", "time.time"): "SLURM tells seconds since 1970: compared once, at the start",
+    ("cwmp/timelimit.py", "mktime"): "the same, as text",
+    (
+        "cwmp/slurm/launcher.py",
+        "time.time",
+    ): "a note of when a cluster was started, to tell it apart",
+    ("cwmp/slurm/submission.py", "time.time"): "a note of when workers were submitted, which decides nothing",
+    ("cwmp/rendezvous.py", "create_time"): "which process has a pid, where there is no /proc",
+}
 SLOW_TO_IMPORT = ("psutil", "multiprocessing.managers", "numpy")
 
 MODULE_LINES = 400
@@ -255,6 +270,19 @@ def in_fresh_python(program: str) -> str:
 
 
 @pytest.mark.core
+def test_the_wall_clock_decides_nothing() -> None:
+    found = set()
+    for path in modules():
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.Attribute):
+                owner = getattr(node.value, "id", getattr(node.value, "attr", ""))
+                names = {node.attr, f"{owner}.{node.attr}"} & WALL_CLOCK
+                found |= {(name_of(path), name) for name in names}
+        for _, module in imported_modules(path):
+            assert module not in ("time.time", "datetime.datetime"), f"{name_of(path)}: say whose it is"
+    assert found == MAY_LOOK_AT_IT.keys()
+
+
 def test_importing_every_module_leaves_the_process_as_it_was() -> None:
     assert in_fresh_python(IMPORT_ALL) == ""
 

@@ -225,6 +225,17 @@ def test_one_that_runs_and_never_joins_is_given_up_like_one_that_dies() -> None:
     assert decision.hopeless
 
 
+@pytest.mark.parametrize("ran_s", [5 * 3600.0, -7 * 3600.0])
+def test_a_wall_clock_that_was_set_makes_no_worker_old(ran_s: float) -> None:
+    """`squeue` reckons with the clock of its own machine for how long a job has run."""
+    crank = Crank(1)
+    [name] = crank.submit(worker=None, ran_s=1.0)
+    assert crank.look() == Decision()
+    crank.change(name, ran_s=ran_s)
+    assert crank.look(JOIN_S - 1.0) == Decision()
+    assert crank.look().kill == (name,)
+
+
 def test_it_follows_a_pool_that_somebody_scales() -> None:
     crank = Crank(4)
     names = crank.settled(4)

@@ -171,3 +171,17 @@ def test_not_all_agents_ask_at_once() -> None:
     times: Dict[float, None] = dict.fromkeys(timelimit._soon(100.0) for _ in range(20))
     assert len(times) > 1
     assert all(80.0 <= seconds <= 120.0 for seconds in times)
+
+
+def test_a_clock_that_is_set_meanwhile_moves_no_end(
+    loop: Loop, squeue: Squeue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = time.time() + 100
+    squeue(f"echo {time.strftime('%Y-%m-%dT%H:%M:%S', time.localtime(end))}")
+    seen = Seen(loop, SLURM_JOB_ID="17")
+    real = time.time
+    for hours in (5, -7):
+        monkeypatch.setattr(time, "time", lambda hours=hours: real() + hours * 3600)
+        seen.ask(now=time.monotonic() + abs(hours) * 10_000)
+    assert len(seen.ends) == 2
+    assert all(found is not None and 95 < found - time.monotonic() <= 101 for found in seen.ends)
