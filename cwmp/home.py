@@ -78,6 +78,9 @@ def _write_aside(path: Path, data: bytes) -> Path:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
+    except OSError as error:
+        aside.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk: say which
     except BaseException:
         aside.unlink()
         raise

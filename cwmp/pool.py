@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -10,7 +11,7 @@ import sys
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
-from . import defaults, gpus, shelf, slot
+from . import defaults, descriptors, gpus, shelf, slot
 from .deaths import Death, cause_of, was_killed
 from .echo import Echo
 from .frames import FrameReader
@@ -22,6 +23,7 @@ from .transport import load_message
 
 _HUNG_UP_S = 0.5  # from a slot's hang-up to its death; later it is killed
 _STALLED_S = 1.0  # what slots have printed may wait so long to be read when the pool is closed
+_AGAIN_S = 1.0  # after a slot could not be started
 _YOUNG_S = 1.0  # a slot that dies younger than this without a job is not refilled at once
 
 
@@ -60,12 +62,18 @@ class Pool:
 
     `answers()` and `deaths()` tell what has happened since the last call; `fileno()` is readable
     when there are answers, so that who watches the pool decides when to look at them. `on_hang_up` is
-    called when a slot has closed its connection: `reap` soon, and again until it is dead.
+    called when a slot has closed its connection: `reap` soon, and again until it is dead. `say` gets a line
+    when a slot cannot be started, and when one can again.
     """
 
-    def __init__(self, size: int, loop: Loop, on_hang_up: Callable[[], None]) -> None:
+    def __init__(
+        self, size: int, loop: Loop, on_hang_up: Callable[[], None], say: Callable[[str], None]
+    ) -> None:
         self.size = size
+        self._limit = descriptors.raise_limit()  # what jobs get: each slot needs some of ours
         self._loop = loop
+        self._say = say
+        self._in_trouble = False  # a slot could not be started, and we have said so
         self._note_hang_up = on_hang_up
         self._slots: List[Optional[_Process]] = [None] * size
         self._poller = Poller()  # of what the slots write; a loop can watch it as a whole
@@ -82,10 +90,22 @@ class Pool:
         """Start the slots that are missing and due; returns their indexes. To be called every few seconds."""
         self._oom.look(now)
         due = [index for index, at in self._refill_at.items() if at <= now]
+        started = []
         for index in due:
+            try:
+                self._start(index)
+            except OSError as error:  # no processes, descriptors or memory left
+                self._refill_at[index] = now + _AGAIN_S
+                if not self._in_trouble:
+                    self._say(f"cannot start slot {index}: {error.strerror}; trying every {_AGAIN_S:g} s")
+                self._in_trouble = True
+                continue
             del self._refill_at[index]
-            self._start(index)
-        return due
+            started.append(index)
+        if started and self._in_trouble:
+            self._in_trouble = False
+            self._say(f"slot {started[0]} could be started again")
+        return started
 
     def next_refill(self) -> Optional[float]:
         """When a missing slot is due; None when none is missing."""
@@ -199,17 +219,20 @@ class Pool:
 
     def _start(self, index: int) -> None:
         """Fork a slot."""
-        ours, theirs = socket.socketpair()
-        claims, answers = os.pipe(), os.pipe()
-        os.set_blocking(claims[0], False)
-        os.set_blocking(answers[0], False)
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()  # or the child would write it a second time
-        parent = os.getpid()
-        pid = os.fork()
+        with contextlib.ExitStack() as undo:
+            ours, theirs = socket.socketpair()
+            undo.callback(ours.close)
+            undo.callback(theirs.close)
+            claims, answers = _pipe(undo), _pipe(undo)
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()  # or the child would write it a second time
+            parent = os.getpid()
+            pid = os.fork()
+            undo.pop_all()
         if pid == 0:
             die_with_parent(parent)
             self._echo.become_stderr(index)
+            descriptors.set_limit(self._limit)
             gpus.keep_share(index, self.size)
             slot.main(theirs.detach(), claims[0], answers[1])
         theirs.close()
@@ -275,6 +298,15 @@ class Pool:
         now = time.monotonic()
         idle_and_young = not process.worked and now - process.born < _YOUNG_S
         self._refill_at[index] = now + (_YOUNG_S if idle_and_young else 0.0)
+
+
+def _pipe(undo: contextlib.ExitStack) -> Tuple[int, int]:
+    """A pipe that does not block its reader, and that `undo` closes."""
+    reading, writing = os.pipe()
+    undo.callback(os.close, reading)
+    undo.callback(os.close, writing)
+    os.set_blocking(reading, False)
+    return reading, writing
 
 
 def _unpacked(process: _Process, data: bytes) -> Packed:

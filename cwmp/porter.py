@@ -14,7 +14,7 @@ import time
 from typing import Callable, Dict, List, Optional, Tuple
 
 from . import shelf
-from .errors import ConnectError
+from .errors import BlobLost, ConnectError
 from .guardian import Guardian, close_all_but, die_with_parent
 from .loop import Channel, Loop
 from .messages import Ref
@@ -55,7 +55,12 @@ class Porter:
     def send(self, kind: str, ref: Ref) -> None:
         """Have it fetch or bring a blob."""
         if self._channel is None:
-            self._start()
+            try:
+                self._start()
+            except OSError as error:
+                wrong = f"the process that carries large values cannot be started: {error.strerror}"
+                self._loop.post(lambda: self._on_done(kind, ref[0], wrong))
+                return
         assert self._channel is not None
         self._errands[kind, ref[0]] = ref[1]
         self._channel.send(dump_message((kind, ref[0], ref[1])))
@@ -78,7 +83,12 @@ class Porter:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()  # or the child would write it a second time
         parent = os.getpid()
-        self.pid = os.fork()
+        try:
+            self.pid = os.fork()
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
         if self.pid == 0:
             _work(theirs, parent, self._directory, self._transfer)
         theirs.close()
@@ -156,8 +166,16 @@ def _fetch(ref: Ref, directory: str, transfer: Transfer) -> None:
     path = os.path.join(directory, ref[0])
     aside = f"{path}.part"
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+
+    def take(piece: memoryview) -> None:
+        try:
+            shelf.write_all(fd, piece)
+        except OSError as error:
+            transfer.close()  # the rest is of no use
+            raise BlobLost(f"it cannot be written to {directory}: {error.strerror}") from error
+
     try:
-        transfer.get(ref, lambda piece: shelf.write_all(fd, piece))
+        transfer.get(ref, take)
         os.rename(aside, path)
     except BaseException:
         os.unlink(aside)

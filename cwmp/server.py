@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import socket
 import threading
 import time
@@ -24,7 +23,7 @@ from functools import partial
 from multiprocessing import AuthenticationError
 from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, Iterable, List, Optional, Set, Tuple
 
-from . import defaults, shortcut
+from . import defaults, descriptors, shortcut
 from .encryption import DEFAULT, Encryption
 from .entrance import Entrance
 from .errors import CwmpError
@@ -178,7 +177,8 @@ class Server:
         if self._entrance.has_shortcut:
             beside = shortcut.listen(self.address[0], self.address[1], defaults.BACKLOG)
         self._sockets = [main] if beside is None else [main, beside]
-        _raise_descriptor_limit()
+        descriptors.raise_limit()
+        self._in_trouble = False  # we cannot take in who comes, and have said so
         self._listening = False
         self._listen_on()
 
@@ -278,8 +278,7 @@ class Server:
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError as error:
-            log.error("cannot accept connections: %s; trying again in %g s", error, defaults.SWEEP_S)
-            self._pause()
+            self._rest(error)
             return
         if sock.family == socket.AF_UNIX and shortcut.peer(sock)[1] != os.geteuid():
             sock.close()  # our own clients take this way as the same user only
@@ -292,9 +291,21 @@ class Server:
         self._half_open.append((now, wire, thread))
         try:
             thread.start()
-        except RuntimeError as error:
-            log.error("cannot start a handshake with %s: %s", name, error)
-            self._handshake_over(wire, name, proven=False)
+        except RuntimeError as error:  # no threads left
+            self._half_open.pop()
+            wire.close()
+            self._rest(error)
+            return
+        if self._in_trouble:
+            self._in_trouble = False
+            log.warning("accepting connections again")
+
+    def _rest(self, error: Exception) -> None:
+        """Accept nobody until the next `tend`: what is lacking now may be there again then."""
+        if not self._in_trouble:
+            self._in_trouble = True
+            log.error("cannot accept connections: %s; trying again every %g s", error, defaults.SWEEP_S)
+        self._pause()
 
     def _go_on_in(self, seconds: float) -> None:
         """Go on accepting when the oldest handshake may be pushed out: `tend` comes too seldom."""
@@ -371,12 +382,3 @@ def _listen(address: Tuple[str, int]) -> socket.socket:
         raise type(error)(error.errno, f"cannot listen on {host or '*'}:{port}: {reason.lower()}") from error
     sock.setblocking(False)
     return sock
-
-
-def _raise_descriptor_limit() -> None:
-    """Allow as many connections as the system lets this process have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (ValueError, OSError):
-        log.debug("the descriptor limit stays at %d", soft)

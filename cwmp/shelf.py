@@ -46,6 +46,16 @@ class Shelf:
         except OSError as error:
             raise UsageError(f"cannot keep large values in {parent}: {error.strerror}") from None
         self.token = os.urandom(16).hex()
+        self._lock = -1
+        try:
+            self._take_possession(mark)
+        except OSError as error:
+            if self._lock >= 0:
+                os.close(self._lock)
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise UsageError(f"cannot keep large values in {parent}: {error.strerror}") from None
+
+    def _take_possession(self, mark: str) -> None:
         for name, text in ((_MEMBERS, ""), (_MARK, mark)):
             with open(os.path.join(self.path, name), "x", opener=_private) as file:
                 file.write(text)
@@ -298,10 +308,19 @@ class Remover:
             aside.append(f"x{self._count}")
             with contextlib.suppress(OSError):
                 os.rename(os.path.join(self._directory, name), os.path.join(self._directory, aside[-1]))
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="cwmp-remove", daemon=True)
-            self._thread.start()
-        self._doomed.put(aside)
+        if self._thread is None and not self._start():
+            remove(self._directory, aside)
+        else:
+            self._doomed.put(aside)
+
+    def _start(self) -> bool:
+        thread = threading.Thread(target=self._work, name="cwmp-remove", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no threads left
+            return False
+        self._thread = thread
+        return True
 
     def close(self) -> None:
         """Remove what is left, and end."""

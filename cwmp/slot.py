@@ -13,6 +13,7 @@ has died.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import faulthandler
 import gc
 import os
@@ -249,6 +250,8 @@ def _prepare(keep: Set[int]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _carry_on)
     os.register_at_fork(after_in_child=_restore_signals)
+    with contextlib.suppress(OSError):
+        os.close(min(set(range(3, 7)) - keep))  # one to list them with, where the worker has none left
     for name in os.listdir("/dev/fd"):
         fd = int(name)
         if fd > 2 and fd not in keep:

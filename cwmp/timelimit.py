@@ -6,6 +6,7 @@ then, because `scontrol update` may change it: in a child process, so that nobod
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import subprocess
@@ -99,8 +100,9 @@ class TimeLimit:
                 env=self._environ,
                 bufsize=0,
             )
-        except OSError:
-            self._job = None  # there is no squeue here
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+                self._job = None  # there is no squeue here
             return
         assert self._process.stdout is not None
         self._answer = b""

@@ -15,7 +15,7 @@ import os
 import socket
 import struct
 import threading
-from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Sequence, Set, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Set, Tuple, Union
 
 from . import defaults, shelf
 from .encryption import Encryption
@@ -97,9 +97,16 @@ class Server:
         with self._lock:
             self._open.add(sock)
         sock.settimeout(None)  # between two requests; during one see `_work`
-        threading.Thread(
+        thread = threading.Thread(
             target=self._serve, args=(sock, prefix), name="cwmp-transfer", daemon=True
-        ).start()
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:  # no threads left: the member tries again
+            log.error("cannot serve a connection for large values: %s", error)
+            with self._lock:
+                self._open.discard(sock)
+            sock.close()
 
     def close(self) -> None:
         """End all of them."""
@@ -157,14 +164,26 @@ class Server:
         path = os.path.join(self._directory, name)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         complete = False
+        wrong: List[str] = []  # what is; then the rest is only taken in
+
+        def take(piece: memoryview) -> None:
+            try:
+                if not wrong:
+                    shelf.write_all(fd, piece)
+            except OSError as error:
+                wrong.append(f"it cannot be written to {self._directory}: {error.strerror}")
+                log.error("a large value of %d bytes: %s", size, wrong[0])
+
         try:
-            digest = _receive_bytes(sock, size, lambda piece: shelf.write_all(fd, piece))
-            complete = _receive_frame(sock) == digest
+            digest = _receive_bytes(sock, size, take)
+            if _receive_frame(sock) != digest:
+                wrong.append("it arrived damaged")
+            complete = not wrong
         finally:
             os.close(fd)
             if not complete:
                 shelf.remove(self._directory, [name])
-        _send_frame(sock, (RETURN, digest) if complete else (FAILURE, "it arrived damaged"))
+        _send_frame(sock, (RETURN, digest) if complete else (FAILURE, wrong[0]))
 
 
 def _digest_of_file(file: Any, size: int) -> str:

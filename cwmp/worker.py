@@ -72,7 +72,7 @@ class Worker:
         self._draining = False  # the master has been told that we leave, or told us
         self._child_ended = False  # a slot has died or is about to: written by a signal handler
         signal.signal(signal.SIGCHLD, lambda number, frame: self._on_child())
-        self._pool = Pool(slots, loop, self._on_child)
+        self._pool = Pool(slots, loop, self._on_child, say)
         self._values = Values(place, loop, self._pool, say, self._stock.add, self._outcomes_later)
         self._refill(time.monotonic())
 

@@ -9,7 +9,7 @@ import platform
 import sys
 from typing import Iterator, List, Optional
 
-from .. import addresses, defaults, home, rendezvous
+from .. import addresses, defaults, descriptors, home, rendezvous
 from ..errors import UsageError
 from . import common
 
@@ -99,14 +99,20 @@ def _serve(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as cleanup:
         if not args.unlisted:
             cluster = rendezvous.Cluster.of_this_process(name, host, port, key, master.nonce, encrypt)
-            cleanup.enter_context(_published(cluster))
+            try:
+                cleanup.enter_context(_published(cluster))
+            except BaseException:
+                master.stop()
+                master.serve()  # which closes what it has opened
+                raise
         shown = platform.node() if host in rendezvous.EVERY_INTERFACE else host
         place = rendezvous.format_address(shown, port)
         caution = encrypt.caution(host)
         if caution is not None:
             print(f"cwmp-master: {caution}", file=sys.stderr, flush=True)
         if leash_fd is None:
-            print(f"cwmp-master: {master.depot}", file=sys.stderr, flush=True)
+            for line in (master.depot, descriptors.what_it_allows()):
+                print(f"cwmp-master: {line}", file=sys.stderr, flush=True)
         common.announce(args, f"cwmp-master: listening on {place} (cluster {name}, pid {os.getpid()})")
         master.serve()
     return 0

@@ -21,10 +21,10 @@ PACKAGE = ROOT / "cwmp"
 # A room imports only from the rows above its own, never from its neighbours in the row.
 ROWS: Tuple[Tuple[str, ...], ...] = (
     ("errors", "defaults", "ids", "messages"),
-    ("account", "addresses", "at_exit", "blobs", "children", "cpus", "deaths", "departure", "encryption"),
-    ("experience", "frames", "outbox", "patience"),
+    ("account", "addresses", "at_exit", "blobs", "children", "cpus", "deaths", "departure", "descriptors"),
+    ("encryption", "experience", "outbox", "patience"),
     ("gpus", "hearsay", "home", "ingredients", "memory", "oom", "packing", "place", "records", "shelf"),
-    ("captures", "references", "shortcut", "stock", "tls"),
+    ("captures", "frames", "references", "shortcut", "stock", "tls"),
     ("handshakes",),
     ("guardian", "ledger", "loop", "payload", "program", "rendezvous", "shared", "transport"),
     ("echo", "entrance", "functions", "returning"),
