@@ -76,6 +76,14 @@ class Outlet:
         self.fd = -1
 
 
+def say_without_waiting(line: str) -> None:
+    """Print a line to standard error; it is lost where nobody reads what was printed before."""
+    outlet = Outlet()
+    if outlet.fd >= 0:
+        outlet.write(f"{line}\n".encode(errors="replace"))
+    outlet.close()
+
+
 class _Tail:
     """The last that a slot wrote, as far as it may be of the job that runs in it now."""
 

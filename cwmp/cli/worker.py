@@ -90,6 +90,7 @@ def _procs(text: str) -> str:
 
 def _work(args: argparse.Namespace) -> int:
     from ..agent import Agent
+    from ..echo import say_without_waiting
     from ..larder import Place
 
     leash_fd = common.leash_fd(args)
@@ -100,7 +101,7 @@ def _work(args: argparse.Namespace) -> int:
         if line.startswith("connected to "):
             common.announce(args, f"cwmp-worker: {line}")
         else:
-            _tell(line)
+            say_without_waiting(f"cwmp-worker: {line}")
 
     agent = Agent(
         find,

@@ -89,6 +89,26 @@ def test_a_job_that_prints_much_delays_nobody_and_all_of_it_comes_out(
     assert set(ended.stderr.splitlines()) == {"flood " * 170}
 
 
+STALLS = """
+import signal
+from cwmp import LocalCluster
+from tests.faults import jobs
+
+with LocalCluster(2) as cluster, cluster.executor() as executor:
+    flood = executor.submit(jobs.flood_stderr, 1)
+    killers = [executor.submit(jobs.raise_signal, signal.SIGKILL) for _ in range(5)]
+    print(sum(len(killer.exception().attempts) for killer in killers), flush=True)
+    flood.result()
+"""
+
+
+def test_a_worker_whose_standard_error_nobody_reads_works_on(cluster: LocalCluster, tmp_path: Path) -> None:
+    """It has something to say of each slot that dies, while a job has filled the pipe."""
+    with see.Script(cluster, tmp_path / "stalls.py", STALLS) as script:
+        assert int(script.line()) == 15
+        script.end(WAIT_S).succeeded()
+
+
 DAEMON = """
 import os, subprocess, sys, time
 from cwmp import LocalCluster
