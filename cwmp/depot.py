@@ -14,7 +14,7 @@ import os
 import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
 
-from . import defaults, shelf, transfers
+from . import defaults, remover, shelf, transfers
 from .blobs import Pins, Store
 from .errors import UsageError
 from .messages import GRANTED, Ref
@@ -50,7 +50,7 @@ class Depot:
         self._ages = shelf.Ages()
         self._next_look = time.monotonic() + defaults.LEFTOVER_S
         self._transfers = transfers.Server(self.shelf.path)
-        self._remover = shelf.Remover(self.shelf.path)
+        self._remover = remover.Remover(self.shelf.path)
 
     def __str__(self) -> str:
         return f"keeping up to {self.store.limit / 2**30:.1f} GiB of large values in {self.shelf.path}"

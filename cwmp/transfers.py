@@ -15,6 +15,7 @@ import os
 import socket
 import struct
 import threading
+from itertools import count
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Set, Tuple, Union
 
 from . import defaults, shelf
@@ -91,6 +92,7 @@ class Server:
         self._open: Set[AnySocket] = set()
         self._lock = threading.Lock()  # guards `_open`
         self._closed = False
+        self._count = count(1)  # of files
 
     def serve(self, sock: AnySocket, prefix: str) -> None:
         """Serve a member's connection from now on; what it puts must be called `prefix`..."""
@@ -160,9 +162,12 @@ class Server:
         _send_frame(sock, digest)
 
     def _receive(self, sock: AnySocket, name: str, size: int) -> None:
-        """Write what comes to a file; it is removed again if that is not all of it."""
-        path = os.path.join(self._directory, name)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        """Write what comes to a file, which gets its name when that is all of it.
+
+        The same may come once more: who sent it need not have heard that it has arrived.
+        """
+        aside = os.path.join(self._directory, f"{name}.in{next(self._count)}")
+        fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         complete = False
         wrong: List[str] = []  # what is; then the rest is only taken in
 
@@ -181,8 +186,10 @@ class Server:
             complete = not wrong
         finally:
             os.close(fd)
-            if not complete:
-                shelf.remove(self._directory, [name])
+            if complete:
+                os.rename(aside, os.path.join(self._directory, name))
+            else:
+                os.unlink(aside)
         _send_frame(sock, (RETURN, digest) if complete else (FAILURE, wrong[0]))
 
 

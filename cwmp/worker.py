@@ -65,8 +65,7 @@ class Worker:
         self._lone_reports = 0  # since leases came
         self._lost: Optional[str] = None  # why the master is gone
         self._left = False  # we have said goodbye
-        self._next_beat = 0.0
-        self._next_chore = 0.0
+        self._next_beat = self._next_chore = 0.0
         self._answers_wait = False  # the pool has something to gather
         self._deaf_until: Optional[float] = None  # when the pool may wake us again
         self._draining = False  # the master has been told that we leave, or told us

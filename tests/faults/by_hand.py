@@ -1,4 +1,4 @@
-"""A cluster whose master and workers are started one by one, can be killed, and come back at the same place."""
+"""A cluster whose master and workers are started one by one, are killed, and come back at the same place."""
 
 from __future__ import annotations
 

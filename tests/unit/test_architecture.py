@@ -27,7 +27,7 @@ ROWS: Tuple[Tuple[str, ...], ...] = (
     ("captures", "frames", "references", "shortcut", "stock", "tls"),
     ("handshakes",),
     ("guardian", "ledger", "loop", "payload", "program", "rendezvous", "shared", "transport"),
-    ("echo", "entrance", "functions", "returning"),
+    ("echo", "entrance", "functions", "remover", "returning"),
     ("broker", "collector", "dial", "line", "server", "surroundings", "timelimit", "transfers"),
     ("carriers", "depot", "loaded", "members", "membership", "standing"),
     ("link", "slot", "uploads"),
