@@ -34,17 +34,16 @@ class Outlet:
             kind = os.fstat(2).st_mode
         except OSError:
             return
-        if stat.S_ISSOCK(kind):
-            self._socket = socket.socket(fileno=os.dup(2))
-            self.fd = self._socket.fileno()
-        elif stat.S_ISFIFO(kind) or stat.S_ISCHR(kind):
-            try:
+        self.fd = 2  # a file always takes what it gets
+        try:
+            if stat.S_ISSOCK(kind):
+                self._socket = socket.socket(fileno=os.dup(2))
+                self.fd = self._socket.fileno()
+            elif stat.S_ISFIFO(kind) or stat.S_ISCHR(kind):
                 # Not a copy of our descriptor: others would find theirs non-blocking, too.
                 self.fd = os.open("/proc/self/fd/2", _REOPENED)
-            except OSError:
-                self.fd, self._careful = os.dup(2), True
-        else:
-            self.fd = os.dup(2)  # a file always takes what it gets
+        except OSError:  # it cannot be opened, or there are no descriptors left
+            self._careful = True
 
     def write(self, data: bytes) -> int:
         """Write as much as there is room for; returns how many bytes that are."""
@@ -71,7 +70,7 @@ class Outlet:
         """Let go of it; standard error itself stays open."""
         if self._socket is not None:
             self._socket.close()
-        elif self.fd >= 0:
+        elif self.fd > 2:
             os.close(self.fd)
         self.fd = -1
 

@@ -180,9 +180,17 @@ class Pool:
         """Whether a slot has closed its socket and still lives: `reap` again soon."""
         return any(process is not None and process.hung_up is not None for process in self._slots)
 
-    def pids(self) -> List[int]:
-        """The processes of the slots that are up."""
-        return [process.pid for process in self._slots if process is not None]
+    def rss_bytes(self) -> int:
+        """Resident memory of this process and its slots, as far as that can be found out."""
+        total = 0
+        for pid in (os.getpid(), *[process.pid for process in self._slots if process is not None]):
+            try:
+                import psutil  # costs 20 ms, which a worker that has just started has no time for
+
+                total += psutil.Process(pid).memory_info().rss
+            except Exception:
+                pass  # it has just died, or there is no descriptor left to look with
+        return total
 
     def replace(self, index: int) -> None:
         """End a slot that has begun no job, and does not begin any; `reap` and `refill` do the rest."""

@@ -8,7 +8,6 @@ finish as long as `departure` allows, kill and give back the rest, report it all
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from typing import Any, Callable, Dict, List, Optional
@@ -338,20 +337,8 @@ class Worker:
         return self._limit - self._received + self._values.waiting
 
     def _facts(self) -> Dict[str, Any]:
-        facts = {"busy": self._stock.busy(), "done": self._done, "rss_bytes": self._rss_bytes()}
+        facts = {"busy": self._stock.busy(), "done": self._done, "rss_bytes": self._pool.rss_bytes()}
         return {**facts, "ends_in_s": self._departure.ends_in_s(time.monotonic())}
-
-    def _rss_bytes(self) -> int:
-        """Resident memory of the agent and its slots."""
-        import psutil  # costs 20 ms, which a worker that has just started has no time for
-
-        total = 0
-        for pid in (os.getpid(), *self._pool.pids()):
-            try:
-                total += psutil.Process(pid).memory_info().rss
-            except psutil.Error:
-                pass  # it has just died
-        return total
 
     # --- leaving -----------------------------------------------------------------------------
 

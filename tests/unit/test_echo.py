@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import threading
@@ -12,7 +13,7 @@ from typing import Callable, Dict, Iterator
 
 import pytest
 
-from cwmp.echo import Echo
+from cwmp.echo import Echo, say_without_waiting
 from cwmp.loop import Loop
 from tests.waiting import wait_until
 
@@ -303,3 +304,30 @@ def test_none() -> None:
         assert bench.echo.last_words(0) == b"kept all the same\n"
         bench.close()
     os.fstat(2)
+
+
+def test_what_cannot_be_opened_anew_is_written_to_with_care(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a system without /proc, or without descriptors left."""
+    reading, writing = os.pipe()
+    try:
+        with standard_error(writing), monkeypatch.context() as patched:
+            patched.setattr("cwmp.echo.os.open", no_descriptors)
+            say_without_waiting("said")
+            bench = Bench()
+            bench.write(0, b"x" * PIPE_BYTES)
+            bench.turn(lambda: bench.echo._waiting)
+            while bench.echo._waiting:
+                os.read(reading, 4096)
+                bench.turn()
+            say_without_waiting("said again")
+            bench.close()
+        os.fstat(writing)
+        os.set_blocking(reading, False)
+        assert available(reading).endswith(b"said again\n")
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def no_descriptors(*_: object) -> int:
+    raise OSError(errno.EMFILE, "Too many open files")

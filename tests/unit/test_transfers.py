@@ -90,10 +90,16 @@ def test_what_arrives_damaged_at_the_master_is_refused(line: Line, tmp_path: Pat
     assert os.listdir(tmp_path) == ["c1.1"]
 
 
+def test_what_was_put_and_not_acknowledged_can_be_put_again(line: Line, tmp_path: Path) -> None:
+    for _ in range(2):
+        line.transfer.put("c1.1", [DATA])
+    assert os.listdir(tmp_path) == ["c1.1"]
+
+
 def test_a_member_that_goes_in_the_middle_leaves_nothing(line: Line, tmp_path: Path) -> None:
     transfers._send_frame(line.ours, ("put", "c1.1", len(DATA)))
     line.ours.sendall(DATA[: 1 << 20])
-    wait_until(lambda: os.listdir(tmp_path) == ["c1.1"])
+    wait_until(lambda: os.listdir(tmp_path) == ["c1.1.in1"])
     line.transfer.close()
     wait_until(lambda: os.listdir(tmp_path) == [])
 
