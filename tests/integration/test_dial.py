@@ -186,11 +186,10 @@ def test_more_agents_than_can_prove_their_key_at_once_all_join(master: Master) -
 
     def come() -> None:
         pause = threading.Event()  # nobody sets it
-        approach = Approach(
-            lambda: where, "", say=lambda line: None, pause=lambda seconds: not pause.wait(seconds)
-        )
+        approach = Approach(lambda: where, "", say=lambda line: None)
         start.wait()
-        member = approach.join(this_side("worker", slots=1, busy=0, done=0, rss_bytes=0), 60.0)
+        hello = this_side("worker", slots=1, busy=0, done=0, rss_bytes=0)
+        member = approach.join(lambda: hello, 60.0, lambda seconds: not pause.wait(seconds))
         assert member is not None
         joined.append(member)
 

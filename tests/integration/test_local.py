@@ -19,6 +19,7 @@ import pytest
 import cwmp
 from cwmp import LocalCluster, children, rendezvous
 from cwmp.cli.status import ask
+from cwmp.encryption import Encryption
 from cwmp.errors import CwmpError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,7 +86,7 @@ def test_slots_are_spread_evenly(n: int, workers: int, slots: List[int]) -> None
     with LocalCluster(n, workers=workers) as cluster:
         host, port = rendezvous.parse_address(cluster.address)
         assert port is not None
-        shown = ask(host, port, cluster.authkey)["workers"]
+        shown = ask(host, port, cluster.authkey, Encryption())["workers"]
         assert sorted(worker["slots"] for worker in shown) == slots
         assert sorted(worker["pid"] for worker in shown) == sorted(cluster.pids["workers"])
 
