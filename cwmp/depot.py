@@ -76,11 +76,13 @@ class Depot:
         missing = []
         for staged, name, size in arrivals:
             shelf.check_name(name)
-            if staged:
-                here = self._take_in(client, staged, name, size)
-            else:
-                with self._claimed(((name, size),)):
+            with self._claimed(((name, size),)):
+                if not staged:
                     here = self.store.hold(client, name, size)
+                elif name != staged and name in self.store and not self._is_brought(staged, size):
+                    here = not self.store.arrive(client, name, size)  # our predecessor had taken it in
+                else:
+                    here = self._take_in(client, staged, name, size)
             if not here:
                 missing.append(name)
         self.store.release(client, released)
@@ -94,7 +96,7 @@ class Depot:
         self.purge()  # or a file that comes again would be removed for its predecessor
         self._unclaimed.pop(staged, None)
         self._unclaimed.pop(name, None)
-        if shelf.size_of(self.shelf.path, staged) != size:
+        if not self._is_brought(staged, size):
             log.warning("client %s announced a large value that is not there", client)
             return False
         if name == staged:
@@ -105,6 +107,10 @@ class Depot:
         else:
             shelf.remove(self.shelf.path, [staged])
         return True
+
+    def _is_brought(self, staged: str, size: int) -> bool:
+        """Whether a client has written this file."""
+        return shelf.size_of(self.shelf.path, shelf.check_name(staged)) == size
 
     def transfer(self, peer: Peer) -> Any:
         """From now on this connection carries bytes: a thread of its own serves it."""

@@ -15,7 +15,8 @@ import os
 import re
 import shutil
 import tempfile
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+import time
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 from . import defaults
 from .errors import BlobLost, UsageError
@@ -25,6 +26,7 @@ _SHM = "/dev/shm"
 _OWNER = "owner"  # locked by the process whose shelf it is; holds the token
 _MEMBERS = ".members"  # locked, together, by those who use it and wait for another owner if this one dies
 _MARK = ".mark"  # tells an heir of the owner that the shelf is its own now
+_TRIES, _MOMENT_S = 10, 0.02  # to get the lock of a shelf that is ours
 _NAME = re.compile(r"[0-9a-z][0-9a-z.]{0,79}")
 
 Buffer = Union[bytes, bytearray, memoryview]
@@ -83,21 +85,17 @@ class Shelf:
             os.close(self._lock)
             self._lock = -1
 
-    def forget(self) -> None:
-        """In a process that was forked from the owner: the shelf is not ours."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
-
 
 def inherit(parent: Optional[str], mark: str) -> Optional[Shelf]:
     """The shelf of this mark whose owner has died, if there is one: from now on it is ours."""
     for path in _shelves((parent,) if parent else (_SHM, tempfile.gettempdir())):
         with contextlib.suppress(OSError), open(os.path.join(path, _MARK)) as file:
             if os.lstat(path).st_uid == os.geteuid() and file.read(100) == mark:
-                lock = _locked(os.path.join(path, _OWNER), fcntl.LOCK_EX)
-                if lock is not None:
-                    return Shelf.taken_over(path, lock)
+                for _ in range(_TRIES):
+                    lock = _locked(os.path.join(path, _OWNER), fcntl.LOCK_EX)
+                    if lock is not None:
+                        return Shelf.taken_over(path, lock)
+                    time.sleep(_MOMENT_S)  # somebody may only be looking whether it is deserted
     return None
 
 
@@ -163,8 +161,7 @@ def sweep() -> List[str]:
     """Remove the shelves of this user whose owners have died; returns their paths."""
     removed = []
     for path in _shelves({_SHM, tempfile.gettempdir()}):
-        if is_deserted(path):
-            shutil.rmtree(path, ignore_errors=True)
+        if sweep_one(path):
             removed.append(path)
     return removed
 
@@ -178,10 +175,12 @@ def _shelves(parents: Iterable[str]) -> List[str]:
     return found
 
 
-def sweep_one(path: str) -> None:
-    """Remove this shelf if its owner has died."""
-    if is_deserted(path):
-        shutil.rmtree(path, ignore_errors=True)
+def sweep_one(path: str) -> bool:
+    """Remove this shelf if it is deserted; whether it was."""
+    with _closed_if_deserted(path) as deserted:
+        if deserted:
+            shutil.rmtree(path, ignore_errors=True)
+        return deserted
 
 
 def _prefix() -> str:
@@ -190,16 +189,25 @@ def _prefix() -> str:
 
 def is_deserted(path: str) -> bool:
     """Whether a shelf is this user's, no living process owns it, and none waits for an heir."""
+    with _closed_if_deserted(path) as deserted:
+        return deserted
+
+
+@contextlib.contextmanager
+def _closed_if_deserted(path: str) -> Iterator[bool]:
+    """Whether a shelf is deserted. If so nobody can take it over meanwhile."""
+    locks: List[Optional[int]] = []
+    with contextlib.suppress(OSError):
+        if os.lstat(path).st_uid == os.geteuid():
+            locks.append(_locked(os.path.join(path, _OWNER), fcntl.LOCK_EX))
+    if locks and locks[0] is not None:  # else its members must not be disturbed
+        locks.append(_locked(os.path.join(path, _MEMBERS), fcntl.LOCK_EX))
     try:
-        if os.lstat(path).st_uid != os.geteuid():
-            return False
-    except OSError:
-        return False
-    locks = [_locked(os.path.join(path, name), fcntl.LOCK_EX) for name in (_OWNER, _MEMBERS)]
-    for lock in locks:
-        if lock is not None:
-            os.close(lock)
-    return None not in locks
+        yield len(locks) == 2 and locks[1] is not None
+    finally:
+        for lock in locks:
+            if lock is not None:
+                os.close(lock)
 
 
 def _locked(path: str, kind: int) -> Optional[int]:

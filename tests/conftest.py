@@ -17,6 +17,7 @@ from tests.waiting import wait_until
 ROOT = Path(__file__).resolve().parents[1]
 _VARIABLES = (
     *("CWMP_MASTER", "CWMP_NAME", "CWMP_AUTHKEY", "CWMP_AUTHKEY_FILE"),
+    "CWMP_MASTER_TIMEOUT",
     *("CWMP_ENCRYPT", "CWMP_TLS_CERT", "CWMP_TLS_KEY", "CWMP_TLS_CA"),
 )
 

@@ -21,6 +21,7 @@ MINUTES = 3
 SEED = 1
 
 
+@pytest.mark.patient
 @pytest.mark.timeout(600)
 def test_three_minutes_of_everything(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.faults.chaos", "--directory", str(tmp_path)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any, Iterator, List
 import numpy as np
 import pytest
 
+from cwmp import LocalCluster, MasterLost
 from tests.faults.by_hand import HandMadeCluster
-from tests.faults.processes import SOON_S, wait_for_lines
+from tests.faults.processes import SOON_S, wait_for_lines, wait_gone
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.core
@@ -124,6 +126,42 @@ def test_large_and_shared_values_are_there_as_before(cluster: HandMadeCluster, t
         assert [future.result(timeout=SOON_S) for future in queued] == expected
 
 
+def test_others_leave_the_large_values_of_a_dead_master_alone_while_it_is_waited_for(
+    cluster: HandMadeCluster, tmp_path: Path
+) -> None:
+    """Every master looks at its start for what dead ones have left."""
+    cluster.start_worker(slots=1)
+    gate, notes = tmp_path / "gate", tmp_path / "notes"
+    array = np.arange(500_000, dtype=float)
+    with cluster.executor() as executor, executor.share(array) as shared:
+        executor.submit(note_and_wait, str(notes), 0, str(gate))
+        queued = executor.submit(total, array + 1)
+        wait_for_lines(notes)
+        cluster.kill_master()
+        with LocalCluster(1):
+            pass
+        cluster.start_master()
+        gate.touch()
+        assert queued.result(timeout=SOON_S) == float((array + 1).sum())
+        for _ in range(2):  # the first one does not use it up
+            assert executor.submit(total, shared).result(timeout=SOON_S) == float(array.sum())
+
+
+def test_nothing_is_left_of_a_master_that_does_not_come_back(cluster: HandMadeCluster) -> None:
+    status = cluster.status()
+    assert status is not None
+    directory = status["blobs"]["directory"]
+    worker = cluster.start_worker("--master-timeout", "1", slots=1)
+    with cluster.executor(master_timeout=1) as executor:
+        assert executor.submit(total, np.ones(100_000)).result(timeout=SOON_S) == 100_000.0
+        cluster.kill_master()
+        assert os.path.exists(directory), "somebody may come for it"
+        with pytest.raises(MasterLost):
+            executor.submit(time.sleep, 60).result(timeout=SOON_S)
+    wait_gone(worker.pid)
+    wait_until(lambda: not os.path.exists(directory), timeout_s=SOON_S)
+
+
 def test_cancelling_while_there_is_no_master(cluster: HandMadeCluster, tmp_path: Path) -> None:
     cluster.start_worker(slots=1)
     gate, notes = tmp_path / "gate", tmp_path / "notes"
@@ -132,8 +170,6 @@ def test_cancelling_while_there_is_no_master(cluster: HandMadeCluster, tmp_path:
         queued = [executor.submit(abs, n) for n in range(3)]
         wait_for_lines(notes)
         cluster.kill_master()
-        import threading
-
         cancelled: List[bool] = []
         thread = threading.Thread(target=lambda: cancelled.append(queued[1].cancel()))
         thread.start()

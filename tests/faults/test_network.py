@@ -24,7 +24,7 @@ FOR_GOOD_S = 60.0
 """A deadline for jobs whose worker is gone: it is found, and they run elsewhere behind others."""
 VAST = 100_000_000
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.patient, pytest.mark.timeout(180)]
 
 
 @pytest.fixture

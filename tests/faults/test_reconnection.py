@@ -118,6 +118,7 @@ def silent_worker(cluster: HandMadeCluster, link: Link, tmp_path: Path) -> Tuple
     return worker.pid, (tmp_path / "gate", tmp_path / "notes")
 
 
+@pytest.mark.patient
 @pytest.mark.parametrize("how", ["stopped", "cut off"])
 def test_a_worker_that_was_silent_for_too_long_comes_back(
     cluster: HandMadeCluster, link: Link, tmp_path: Path, how: str
@@ -147,6 +148,7 @@ def test_a_worker_that_was_silent_for_too_long_comes_back(
     assert runs(notes) == Counter({0: 2})
 
 
+@pytest.mark.patient
 def test_a_client_that_was_cut_off_for_longer_than_every_timeout(
     cluster: HandMadeCluster, link: Link, tmp_path: Path
 ) -> None:

@@ -1,10 +1,12 @@
-"""The examples in the docstrings of every module do what they say."""
+"""The examples in the docstrings do what they say, and the tests that the README names exist."""
 
 from __future__ import annotations
 
 import doctest
 import importlib
 import pkgutil
+import re
+from pathlib import Path
 from typing import List
 
 import pytest
@@ -12,6 +14,8 @@ import pytest
 import cwmp
 
 pytestmark = pytest.mark.core
+
+TESTS = Path(__file__).resolve().parents[1]
 
 
 def module_names() -> List[str]:
@@ -28,3 +32,11 @@ def test_the_examples_of_all_modules_are_true() -> None:
         assert result.failed == 0, f"an example in {name} is wrong (see the output above)"
         attempted += result.attempted
     assert attempted > 20, "the examples were not found"
+
+
+def test_the_readme_names_tests_that_exist() -> None:
+    """Of every fault in its table."""
+    named = re.findall(r"`(\w+/\w+\.py)::(\w+)`", (TESTS.parent / "README.md").read_text(encoding="utf-8"))
+    assert len(named) > 20
+    for path, name in named:
+        assert f"def {name}(" in (TESTS / path).read_text(encoding="utf-8"), f"{path} has no {name}"
