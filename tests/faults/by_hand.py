@@ -50,6 +50,13 @@ class HandMadeCluster:
         self.workers.append(worker)
         return worker
 
+    def counts(self) -> Dict[str, int]:
+        """How many jobs are queued, running, done, failed and cancelled."""
+        status = self.status()
+        assert status is not None
+        found: Dict[str, int] = status["jobs"]
+        return found
+
     def workers_seen(self) -> List[Dict[str, Any]]:
         """The workers that the master knows."""
         status = self.status()

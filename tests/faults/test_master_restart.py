@@ -89,13 +89,15 @@ def test_queued_and_new_jobs_survive_and_each_callback_is_called_once(cluster: H
     cluster.start_worker(slots=2)
     called: List[int] = []
     with cluster.client(lambda jobid, result: called.append(jobid)) as client:
+        client.submit(-1, abs, -1)
+        wait_until(lambda: called == [-1], timeout_s=SOON_S)
         for n in range(20_000):
             client.submit(n, abs, n)
             if n == 10_000:
                 cluster.kill_master()
             if n == 15_000:
                 cluster.start_master()
-    assert sorted(called) == list(range(20_000))
+    assert sorted(called) == list(range(-1, 20_000))
 
 
 def test_several_restarts_in_a_row(cluster: HandMadeCluster) -> None:
@@ -167,7 +169,7 @@ def test_cancelling_while_there_is_no_master(cluster: HandMadeCluster, tmp_path:
     gate, notes = tmp_path / "gate", tmp_path / "notes"
     with cluster.executor() as executor:
         blocking = executor.submit(note_and_wait, str(notes), 0, str(gate))
-        queued = [executor.submit(abs, n) for n in range(3)]
+        queued = [executor.submit(note_and_wait, str(notes), n, str(gate)) for n in (1, 2, 3)]
         wait_for_lines(notes)
         cluster.kill_master()
         cancelled: List[bool] = []
@@ -178,4 +180,5 @@ def test_cancelling_while_there_is_no_master(cluster: HandMadeCluster, tmp_path:
         thread.join(SOON_S)
         assert cancelled == [True]
         assert blocking.result(timeout=SOON_S) == 0
-        assert [queued[0].result(timeout=SOON_S), queued[2].result(timeout=SOON_S)] == [0, 2]
+        assert [queued[0].result(timeout=SOON_S), queued[2].result(timeout=SOON_S)] == [1, 3]
+    assert runs(notes) == Counter([0, 1, 3])

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Iterator, List, Tuple
 
@@ -75,6 +76,32 @@ def test_cancelling_over_connections_that_break(cluster: HandMadeCluster, link: 
         assert cancelled == [True] * 10
         assert [future.result(timeout=SOON_S) for future in (blocking, *queued[10:])] == [0, *range(11, 21)]
     assert runs(notes) == Counter([0, *range(11, 21)])
+
+
+def test_a_job_was_withdrawn_and_the_answer_got_lost(
+    cluster: HandMadeCluster, link: Link, tmp_path: Path
+) -> None:
+    cluster.start_worker(slots=1)
+    gate, notes = tmp_path / "gate", tmp_path / "notes"
+    assert cluster.master is not None
+    with executor_over(link) as executor, ThreadPoolExecutor() as threads:
+        blocking = executor.submit(note_and_wait, str(notes), 0, str(gate))
+        wait_for_lines(notes)
+        queued = [executor.submit(note_and_wait, str(notes), n, str(gate)) for n in (1, 2)]
+        wait_until(lambda: cluster.counts()["queued"] == 2, timeout_s=SOON_S)
+        cluster.master.send_signal(signal.SIGSTOP)
+        cancelled = threads.submit(queued[0].cancel)
+        wait_until(lambda: executor._session._outbox.holds("cancel"), timeout_s=SOON_S)
+        time.sleep(0.2)  # until the request has passed the link, where nobody can see it
+        link.freeze()
+        cluster.master.send_signal(signal.SIGCONT)
+        wait_until(lambda: cluster.counts()["cancelled"] == 1, timeout_s=SOON_S)
+        link.drop()
+        link.thaw()
+        assert cancelled.result(timeout=SOON_S)
+        gate.touch()
+        assert [future.result(timeout=SOON_S) for future in (blocking, queued[1])] == [0, 2]
+    assert runs(notes) == Counter([0, 2])
 
 
 def test_large_values_over_connections_that_break(
