@@ -138,6 +138,18 @@ def test_a_worker_whose_connections_break_goes_on(
     assert runs(notes) == Counter([0, 1])
 
 
+def test_outcomes_over_connections_that_break(cluster: HandMadeCluster, link: Link, tmp_path: Path) -> None:
+    cluster.start_worker(slots=2, address=f"127.0.0.1:{link.port}")
+    cluster.wait_for_workers(1)
+    with cluster.executor() as executor:
+        futures = [executor.submit(time.sleep, 0.001) for _ in range(3000)]
+        for future in futures[::300]:
+            future.result(timeout=SOON_S)
+            link.drop()
+        assert [future.result(timeout=SOON_S) for future in futures] == [None] * 3000
+    assert cluster.counts()["done"] == 3000
+
+
 def silent_worker(cluster: HandMadeCluster, link: Link, tmp_path: Path) -> Tuple[int, Any]:
     """A worker at a link, and how to have it silent: (its pid, gate, notes)."""
     worker = cluster.start_worker(slots=1, address=f"127.0.0.1:{link.port}")
