@@ -271,7 +271,7 @@ def test_files_that_were_never_announced_are_removed() -> None:
     from cwmp.depot import Depot
 
     hours = 5 * 3600
-    depot = Depot(None, None, lambda client, event: None)
+    depot = Depot(None, None, lambda client, event: None, "a mark of this test")
     begun = time.monotonic()
 
     def left_at(seconds: float) -> List[str]:
