@@ -37,7 +37,7 @@ def store(cluster: LocalCluster) -> Dict[str, Any]:
 def files(directory: str) -> List[str]:
     """The blobs on a shelf."""
     with contextlib.suppress(FileNotFoundError):
-        return sorted(name for name in os.listdir(directory) if name != "owner")
+        return sorted(n for n in os.listdir(directory) if n != "owner" and not n.startswith("."))
     return []
 
 
