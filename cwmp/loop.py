@@ -20,9 +20,6 @@ from .frames import FrameError, FrameReader, header
 if TYPE_CHECKING:
     from .tls import AnySocket
 
-CLOSED = "closed by the other side"
-"""Why a channel has ended whose peer hung up, or died."""
-
 _WRITE_AT_ONCE_BYTES = 64 << 10
 
 
@@ -247,7 +244,7 @@ class Channel:
             self._lost(os.strerror(error.errno) if error.errno else str(error))
         else:
             if not data:
-                self._lost(CLOSED)
+                self._lost("closed by the other side")
             elif frames:
                 self._on_frames(frames)
 

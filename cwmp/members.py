@@ -16,7 +16,6 @@ from . import defaults
 from .broker import Broker
 from .errors import ConnectError, MasterLost, UnknownMember, UsageError, VersionMismatch
 from .hearsay import whole_number
-from .loop import CLOSED
 from .messages import PROTOCOL, Held, python_minor, refusal, said_of_itself
 from .server import Peer
 
@@ -28,8 +27,8 @@ WORKER = "worker"
 Member = Tuple[str, int]
 """(role, id)"""
 
-_ENDED = (CLOSED, os.strerror(errno.ECONNRESET), os.strerror(errno.EPIPE))
-"""How a connection breaks when the process at its other end dies; others break with the network."""
+_UNREACHABLE = [os.strerror(number) for number in (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)]
+"""How a connection breaks with the network; in all other ways its other end may have ended it."""
 
 
 class _Away(NamedTuple):
@@ -203,4 +202,4 @@ def _patience_s(role: str, reason: str) -> float:
     """How long a member may be away."""
     if role == WORKER:
         return defaults.WORKER_AWAY_S
-    return defaults.CLIENT_AWAY_S if reason in _ENDED else defaults.CLIENT_UNREACHABLE_S
+    return defaults.CLIENT_UNREACHABLE_S if reason in _UNREACHABLE else defaults.CLIENT_AWAY_S

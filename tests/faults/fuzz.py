@@ -92,8 +92,11 @@ class Target:
 
     @staticmethod
     def _is_empty(wire: Wire) -> bool:
+        """But for clients that are waited for, because they may come back."""
         status = wire.call(JOB_QUEUE, "status")
-        return not status["clients"] and not status["workers"] and not status["jobs"]["queued"]
+        here = [client for client in status["clients"] if not client["away"]]
+        waiting = sum(client["queued"] for client in status["clients"])
+        return not here and not status["workers"] and status["jobs"]["queued"] == waiting
 
 
 class Stranger:
@@ -154,17 +157,24 @@ class Insider:
     def _come_anew(self) -> None:
         self.close()
         self._wire = wire = self._target.wire()
-        client = introduce(wire, this_side("client"))["member"]
+        welcome = introduce(wire, this_side("client"))
+        client = welcome["member"]
         worker = introduce(wire, this_side("worker", **WORKER))["member"]
         wire.call(JOB_QUEUE, "put", client, [(number, b"f", b"x") for number in range(5)])
         ticket = wire.call(JOB_QUEUE, "take", worker, 3)[0][0]
         news = {"outcomes": [(ticket, 0, b"y")], "running": [ticket], "returned": [ticket], "unfit": [ticket]}
+        back = {"cluster": welcome["name"], "nonce": welcome["nonce"], "holding": [(ticket, (client, 1), 1)]}
+        late = {**back, "nonce": "another", "holding": [(1 << 40, (client, 2), 1), (1 << 41, (999, 2), 1)]}
         death = {"died": [(ticket, {"cause": "x"})], "limit": 9, "facts": {"busy": 1, "place": {}}}
         self._requests: List[List[Any]] = [
             [JOB_QUEUE, "put", [client, [(7, b"f", b"x"), (8, (b"f", (("a" * 64, 9),)), b"x")], False], {}],
             [JOB_QUEUE, "cancel", [client, [1, 2]], {}],
             [JOB_QUEUE, "take", [worker, 5], {}],
+            [JOB_QUEUE, "alive", [client, [1, 2]], {}],
             [JOB_QUEUE, "join", [this_side("client")], {}],
+            [JOB_QUEUE, "join", [this_side("client", member=client, back=back)], {}],
+            [JOB_QUEUE, "join", [this_side("worker", **WORKER, member=worker, back=back)], {}],
+            [JOB_QUEUE, "join", [this_side("worker", **WORKER, member=worker, back=late)], {}],
             [JOB_QUEUE, "status", [], {}],
             [JOB_QUEUE, "drain", [[10**9]], {}],
             [RESULT_QUEUE, "report", [worker, news, True], {}],

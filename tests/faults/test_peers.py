@@ -30,15 +30,16 @@ def cluster() -> Iterator[LocalCluster]:
     with LocalCluster(1) as cluster:
         wait_until(lambda: see.slots_of(cluster.pids["workers"][0]), timeout_s=WAIT_S)
         yield cluster
+        see.wait_for_clients(cluster, 0)
 
 
 @pytest.fixture(autouse=True)
 def unharmed(cluster: LocalCluster) -> Iterator[None]:
-    """After each test the same master and worker work, and have forgotten the peer."""
+    """After each test the same master and worker work, and nobody else is there; some may come back."""
     before = see.family(cluster)
     yield
     wait_until(lambda: len(see.status(cluster)["workers"]) == 1, timeout_s=WAIT_S)
-    see.wait_for_clients(cluster, 0)
+    wait_until(lambda: all(client["away"] for client in see.status(cluster)["clients"]), timeout_s=WAIT_S)
     with cluster.executor() as executor:
         assert list(executor.map(jobs.add, range(20))) == list(range(1, 21))
     assert see.family(cluster) == before

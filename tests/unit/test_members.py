@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import Any, Dict, List, Optional, Tuple
 
 import pytest
@@ -9,13 +11,13 @@ import pytest
 from cwmp import defaults
 from cwmp.broker import Broker
 from cwmp.errors import ConnectError, MasterLost, UnknownMember, UsageError, VersionMismatch
-from cwmp.loop import CLOSED
 from cwmp.members import CLIENT, WORKER, Member, Members
 from cwmp.messages import LOST, RESULT, RUNNING, this_side
 
 pytestmark = pytest.mark.core
 
-TIMED_OUT = "Connection timed out"
+CLOSED = "closed by the other side"
+TIMED_OUT = os.strerror(errno.ETIMEDOUT)
 
 
 class Peer:
@@ -109,6 +111,7 @@ def test_a_further_connection_needs_a_member() -> None:
         (WORKER, TIMED_OUT, defaults.WORKER_AWAY_S),
         (CLIENT, CLOSED, defaults.CLIENT_AWAY_S),
         (CLIENT, "Connection reset by peer", defaults.CLIENT_AWAY_S),
+        (CLIENT, "sent something that is not a request", defaults.CLIENT_AWAY_S),
         (CLIENT, TIMED_OUT, defaults.CLIENT_UNREACHABLE_S),
     ],
 )
