@@ -10,7 +10,7 @@ import errno
 import logging
 import os
 import weakref
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
 
 from . import defaults
 from .broker import Broker
@@ -81,7 +81,7 @@ class Members:
         if ident is None:
             ident = self._take_in(role, facts, None)
         elif back is not None:
-            known, ident, taken = self._come_back((role, ident), facts, _Back(back))
+            known, ident, taken = self._come_back(peer, (role, ident), facts, _Back(back))
         elif (role, ident) not in self._peers:
             raise UnknownMember(f"no {role} {ident} is here: it never joined, or was given up")
         if peer.member is not None:  # a plain BaseManager has one connection for all that it does
@@ -105,13 +105,15 @@ class Members:
         self._peers[role, ident] = weakref.WeakSet()
         return ident
 
-    def _come_back(self, member: Member, facts: Dict[str, Any], back: _Back) -> Tuple[bool, int, int]:
+    def _come_back(
+        self, peer: Peer, member: Member, facts: Dict[str, Any], back: _Back
+    ) -> Tuple[bool, int, int]:
         """A member is here again, or one of our predecessor; (whether it was known, its id, `taken`)."""
         if back.cluster != self._name:
             raise ConnectError(f"cluster {self._name!r} answers where cluster {back.cluster!r} was")
         role, ident = member
         if back.nonce == self._nonce and member in self._peers:
-            self._disconnect(member)
+            self._close(other for other in self._peers[member] if other is not peer)
             self._away.pop(member, None)
             if role == CLIENT:
                 return True, ident, self._broker.client_back(ident)
@@ -129,23 +131,25 @@ class Members:
 
     def lose(self, peer: Peer, reason: str) -> None:
         """A connection has ended."""
-        for member in (*peer.former, peer.member):
+        members, peer.former, peer.member = [*peer.former, peer.member], [], None
+        for member in members:
             if member is not None and member in self._peers and member not in self._away:
-                self._disconnect(member)
                 until = self._clock() + _patience_s(member[0], reason)
                 self._away[member] = _Away(until, f"connection {reason}")
                 if member[0] == CLIENT:
                     self._broker.client_away(member[1])
+                self._close(self._peers[member])
                 self.on_away(member)
 
     def part(self, member: Member, reason: Optional[str]) -> None:
         """A member says goodbye, or is given up for a reason."""
         if member in self._peers:
-            for peer in self._peers[member]:
-                peer.member = None
+            peers = list(self._peers.pop(member))
+            for peer in peers:
+                peer.member = None if peer.member == member else peer.member
+                peer.former = [former for former in peer.former if former != member]
             if reason is not None:
-                self._disconnect(member)
-            del self._peers[member]
+                self._close(peers)
             self._away.pop(member, None)
             self._held_off.discard(member[1])
             self.on_gone(member, reason)
@@ -168,11 +172,11 @@ class Members:
         for peer in [peer for peers in self._peers.values() for peer in peers]:
             peer.fail(MasterLost(reason))
 
-    def _disconnect(self, member: Member) -> None:
-        """Close the connections of a member."""
-        for peer in list(self._peers[member]):
+    def _close(self, peers: Iterable[Peer]) -> None:
+        """Close connections. A plain BaseManager may have others of its members on the same one."""
+        for peer in list(peers):
             peer.close()
-        self._peers[member].clear()
+            self.lose(peer, "closed with that of another member")
 
 
 class _Back:

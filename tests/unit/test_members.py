@@ -125,6 +125,34 @@ def test_who_is_away_is_waited_for_for_a_while(role: str, reason: str, patience_
     assert master.gone == [((role, welcome["member"]), f"connection {reason}")]
 
 
+def test_members_that_share_a_connection_lose_it_together() -> None:
+    """As those of a plain BaseManager do."""
+    master, (peer, client), _ = with_client_and_worker()
+    welcome = master.members.join(peer, this_side(WORKER, slots=1))
+    other, _ = master.back(CLIENT, client)
+    assert peer.closed and not other.closed
+    assert (WORKER, welcome["member"]) in master.away
+    master.wait(defaults.WORKER_AWAY_S)
+    assert [member for member, _ in master.gone] == [(WORKER, welcome["member"])]
+
+
+def test_who_comes_back_over_its_own_connection_keeps_it() -> None:
+    master, (peer, client), _ = with_client_and_worker()
+    back = {"cluster": "tested", "nonce": "first"}
+    assert master.members.join(peer, this_side(CLIENT, member=client, back=back))["known"]
+    assert not peer.closed
+    master.members.lose(peer, CLOSED)
+    assert master.away[-1] == (CLIENT, client)
+
+
+def test_one_of_several_members_of_a_connection_says_goodbye() -> None:
+    master, (peer, client), _ = with_client_and_worker()
+    welcome = master.members.join(peer, this_side(WORKER, slots=1))
+    master.members.part((CLIENT, client), None)
+    master.members.lose(peer, CLOSED)
+    assert master.away == [(WORKER, welcome["member"])]
+
+
 def test_who_said_goodbye_is_gone_at_once() -> None:
     master, (peer, client), _ = with_client_and_worker()
     master.members.part((CLIENT, client), None)
