@@ -149,13 +149,18 @@ def test_others_leave_the_large_values_of_a_dead_master_alone_while_it_is_waited
             assert executor.submit(total, shared).result(timeout=SOON_S) == float(array.sum())
 
 
-def test_nothing_is_left_of_a_master_that_does_not_come_back(cluster: HandMadeCluster) -> None:
+@pytest.mark.parametrize("last", ["worker", "program"])
+def test_nothing_is_left_of_a_master_that_does_not_come_back(cluster: HandMadeCluster, last: str) -> None:
+    """Whoever used its large values last removes them."""
     status = cluster.status()
     assert status is not None
     directory = status["blobs"]["directory"]
-    worker = cluster.start_worker("--master-timeout", "1", slots=1)
+    worker = cluster.start_worker("--master-timeout", "2", slots=1)
     with cluster.executor(master_timeout=1) as executor:
         assert executor.submit(total, np.ones(100_000)).result(timeout=SOON_S) == 100_000.0
+        if last == "program":
+            worker.terminate()
+            wait_gone(worker.pid)
         cluster.kill_master()
         assert os.path.exists(directory), "somebody may come for it"
         with pytest.raises(MasterLost):
