@@ -28,7 +28,7 @@ from tests.waiting import wait_until
 
 WAIT_S = 60.0
 KEY = "a key for the tests"
-pytestmark = [pytest.mark.core, pytest.mark.skipif(sys.platform != "linux", reason="uses Linux's own limits")]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="uses Linux's own limits")
 
 
 class Part:
