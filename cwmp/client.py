@@ -8,10 +8,11 @@ from types import TracebackType
 from typing import Any, Callable, Hashable, List, Optional, Set, Type, Union
 
 from .errors import DuplicateJob, UsageError
+from .link import Event
 from .membership import membership_of
 from .messages import RUNNING
 from .outcomes import settle
-from .session import Event, Session
+from .session import Session
 from .shared import Shared
 
 log = logging.getLogger("cwmp")

@@ -12,11 +12,12 @@ from typing import Any, Callable, Iterable, Iterator, List, Optional, Tuple, Typ
 
 from . import defaults
 from .futures import ClusterFuture
+from .link import CANCELLED, Event
 from .membership import membership_of
 from .messages import RESULT, RUNNING
 from .outcomes import settle, unreadable
 from .payload import load_value
-from .session import CANCELLED, Event, Session
+from .session import Session
 from .shared import Shared
 from .streams import Args, Submit, as_they_come, call_each, check_sizes, chunked, each_of, in_order, withdraw
 

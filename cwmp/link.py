@@ -11,7 +11,7 @@ import logging
 import socket
 import threading
 import time
-from typing import Any, Container, ContextManager, List, Optional
+from typing import Any, Callable, Container, ContextManager, List, Optional, Tuple
 
 from . import defaults
 from .errors import ConnectError, CwmpError, UnknownMember
@@ -20,6 +20,16 @@ from .messages import JOB_QUEUE, RESULT_QUEUE
 from .outbox import OnReply, Outbox, Request, Settled
 
 log = logging.getLogger("cwmp")
+MASTER_LOST = -1
+CANCELLED = -2
+"""Kinds of event, besides those of `messages`, for jobs that the master says no more of."""
+
+Event = Tuple[Any, int, Any]
+"""(token, kind, data) of a job; RUNNING is the only kind that does not end it."""
+
+OnEvents = Callable[[List[Event]], None]
+"""Called in the dispatcher thread with events in the order in which they happened."""
+
 
 class Link:
     """Who has one says what is to be sent again (`_settle_in`), and what it means that all is over (`_lose`).

@@ -7,8 +7,8 @@ from typing import Any, Optional, Tuple
 
 from . import payload
 from .errors import BlobLost, CwmpError, MasterLost, PayloadError, WorkerLost
+from .link import CANCELLED, MASTER_LOST
 from .messages import ERROR, LOST, RESULT, VANISHED
-from .session import CANCELLED, MASTER_LOST
 
 
 def settle(kind: int, data: Any) -> Tuple[Any, Optional[BaseException]]:

@@ -21,7 +21,7 @@ from . import at_exit, defaults, payload
 from .collector import Collector
 from .errors import ConnectError, MasterLost
 from .functions import FunctionDumper
-from .link import Link, warn_without_workers
+from .link import CANCELLED, MASTER_LOST, Event, Link, OnEvents, warn_without_workers
 from .membership import Joined, Membership
 from .messages import BLOB_STORE, GRANTED, RUNNING, Job
 from .outbox import OnReply, Settled, first_batch, sort_out
@@ -30,16 +30,6 @@ from .shared import Shared
 from .uploads import Uploads
 
 log = logging.getLogger("cwmp")
-
-MASTER_LOST = -1
-CANCELLED = -2
-"""Kinds of event, besides those of `messages`, for jobs that the master says no more of."""
-
-Event = Tuple[Any, int, Any]
-"""(token, kind, data) of a job; RUNNING is the only kind that does not end it."""
-
-OnEvents = Callable[[List[Event]], None]
-"""Called in the dispatcher thread with events in the order in which they happened."""
 
 
 class Session(Link):
@@ -53,7 +43,8 @@ class Session(Link):
         super().__init__(membership)
         self._on_events = on_events
         # Guarded by the link's lock, down to `_anew`:
-        self._open: Dict[int, Tuple[Any, Job]] = {}  # (token, job) by number; removed from without the lock
+        self._open: Dict[int, Any] = {}  # number -> token; the dispatcher removes without the lock
+        self._jobs: Dict[int, Job] = {}  # to be said again; apart, so that garbage collection ignores them
         self._next_number = 0
         self._classes = HeldClasses()  # those that results of open jobs may name
         self._pending: List[Job] = []  # jobs that wait for the prompt put under way
@@ -92,7 +83,8 @@ class Session(Link):
             job = (number, function_bytes, call)
             sent_before = self._submit_wire.sent
             try:
-                self._open[number] = (token, job)
+                self._open[number] = token
+                self._jobs[number] = job
                 self._classes.hold(keys)
                 if self._prompt_under_way:
                     self._pending.append(job)
@@ -103,7 +95,7 @@ class Session(Link):
             except BaseException:  # an interrupt, after which the caller may well go on
                 on_its_way = self._submit_wire.sent > sent_before or job in self._pending[-1:]
                 if not on_its_way:
-                    self._open.pop(number, None)
+                    self._forget(number)
                 raise
         if type(call) is tuple or type(function_bytes) is tuple:
             self._uploads.sent(function_bytes, call)
@@ -161,7 +153,7 @@ class Session(Link):
         arrived.wait()
         withdrawn = unsent + answer[0]
         for number in withdrawn:
-            self._open.pop(number, None)
+            self._forget(number)
         self._note_idle()
         return withdrawn
 
@@ -221,7 +213,7 @@ class Session(Link):
             _, kind, data = events[0]
             if type(data) is tuple or not settle(kind, data):  # large results are the dispatcher's
                 return False
-            self._open.pop(number, None)
+            self._forget(number)
             self._note_idle()
             return True
 
@@ -231,6 +223,11 @@ class Session(Link):
         """Somebody wants to know what happens without waiting for a result: it must be read promptly."""
         if self._collector.aside:
             self._collector.recall()
+
+    def _forget(self, number: int) -> None:
+        """A job is open no longer."""
+        self._open.pop(number, None)
+        self._jobs.pop(number, None)
 
     def _explain_wait(self) -> None:
         """Nothing has happened for the length of a poll: if that is for want of workers, say so once."""
@@ -247,20 +244,22 @@ class Session(Link):
         """Tell the owner of these jobs what became of them; returns whether any result was large."""
         if not events:
             self._explain_wait()
-        tokens = self._open
+        tokens, jobs = self._open, self._jobs
         known = []
         large = False
         self._telling = True  # jobs are not over before their owner knows
         for number, kind, data in events:
-            job = tokens.get(number) if kind == RUNNING else tokens.pop(number, None)
+            token = tokens.get(number) if kind == RUNNING else tokens.pop(number, None)
+            if kind != RUNNING:
+                jobs.pop(number, None)
             if type(data) is tuple:
                 large = True
                 data = (*data, self._uploads.fetch)
-            if job is not None:  # else it was withdrawn, or this is the second time
-                known.append((job[0], kind, data))
+            if token is not None:  # else it was withdrawn, or this is the second time
+                known.append((token, kind, data))
             elif kind == GRANTED:
                 self._uploads.granted(data[0])
-        job = data = None
+        token = data = None
         self._tell(known)
         self._telling = False
         if not tokens:
@@ -283,7 +282,7 @@ class Session(Link):
     def tokens(self) -> List[Any]:
         """The tokens of the jobs that have not ended."""
         with self._lock:  # numbers are only added under it
-            return [token for token, _ in self._open.values()]
+            return list(self._open.values())
 
     def wait_idle(self, timeout_s: Optional[float] = None) -> bool:
         """Wait until no job is open; False if that took longer than `timeout_s`."""
@@ -367,7 +366,7 @@ class Session(Link):
         if offers:
             self._request("offer", offers, [], [], True, on_reply=self._uploads.missing, target=BLOB_STORE)
         withdrawn.update(job[0] for job in self._pending)
-        again = [job for number, (_, job) in list(self._open.items()) if number not in withdrawn]
+        again = [job for number, job in list(self._jobs.items()) if number not in withdrawn]
         self._pending = again + self._pending
         self._anew = True
         return settled
@@ -388,9 +387,10 @@ class Session(Link):
         """In the dispatcher thread, last of all: every job still open has its outcome now."""
         kind = CANCELLED if self._left else MASTER_LOST
         while self._open:
-            _, (token, _) = self._open.popitem()
+            _, token = self._open.popitem()
             self._tell([(token, kind, self._lost)])
             token = None
+        self._jobs.clear()
         self._note_idle()
         self._reader.join(defaults.REPLY_S)
         self._close_wires()
