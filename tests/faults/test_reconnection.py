@@ -61,6 +61,17 @@ def test_a_client_whose_connections_break_again_and_again(cluster: HandMadeClust
     assert status is not None and status["jobs"]["done"] == 10_000, "nothing was run twice"
 
 
+def test_who_leaves_is_not_waited_for(cluster: HandMadeCluster) -> None:
+    """Neither a program that is done nor one that was interrupted."""
+    with cluster.executor():
+        pass
+    with pytest.raises(KeyboardInterrupt), cluster.executor() as executor:
+        executor.submit(time.sleep, 60)
+        raise KeyboardInterrupt
+    status = cluster.status()
+    assert status is not None and status["clients"] == []
+
+
 def test_cancelling_over_connections_that_break(cluster: HandMadeCluster, link: Link, tmp_path: Path) -> None:
     cluster.start_worker(slots=1)
     gate, notes = tmp_path / "gate", tmp_path / "notes"
