@@ -44,6 +44,9 @@ class Carrier(Protocol):
     def fetch(self, ref: Ref, lasting: bool) -> Union[memoryview, packing.Source]:
         """The bytes of a blob, as `packing.Fetch`; they may be written to. Raises BlobLost."""
 
+    def leads_to(self, store: Dict[str, Any]) -> bool:
+        """Whether this is the way to what a master tells of."""
+
     def go_to(self, transfer: Transfer) -> None:
         """The master is elsewhere now."""
 
@@ -94,6 +97,10 @@ class LocalCarrier:
         if ref[1] < _MAPPED_BYTES:
             return shelf.read(self._directory, ref)
         return shelf.view(self._directory, ref, private=True)
+
+    def leads_to(self, store: Dict[str, Any]) -> bool:
+        """Whether they are the master's."""
+        return shelf.reachable(store) == self._directory
 
     def go_to(self, transfer: Transfer) -> None:
         """The files are where they were."""
@@ -189,6 +196,10 @@ class RemoteCarrier:
 
         self._inward.get(ref, take)
         return data
+
+    def leads_to(self, store: Dict[str, Any]) -> bool:
+        """Whether there is no shorter one."""
+        return shelf.reachable(store) is None
 
     def go_to(self, transfer: Transfer) -> None:
         """Connect there from now on."""

@@ -45,6 +45,7 @@ class Depot:
         # What our predecessor kept, and nobody has claimed yet: name and size.
         self._unclaimed = {} if inherited is None else shelf.sizes(self.shelf.path)
         self.store = Store(limit if limit is not None else shelf.default_limit(self.shelf.path))
+        self._kept: List[Pins] = []  # of results that our predecessor had, too
         self._notify = notify
         self._arrived: Set[str] = set()  # those of them that are not named by their bytes
         self._ages = shelf.Ages()
@@ -135,9 +136,10 @@ class Depot:
             if not name.startswith(f"w{worker}.") or shelf.size_of(self.shelf.path, name) != size:
                 log.warning("worker %s reported a large value that is not there", worker)
                 return None
-            self._unclaimed.pop(name, None)
             pins.append(self.store.bring_result((name, size)))
             self._arrived.add(name)
+            if self._unclaimed.pop(name, None) is not None:
+                self._kept.append(pins[-1])  # its client may have heard of it, and be fetching it right now
         return pins
 
     @contextlib.contextmanager
@@ -186,6 +188,7 @@ class Depot:
         self._next_look = now + defaults.LEFTOVER_S
         shelf.remove(self.shelf.path, self._unclaimed)
         self._unclaimed.clear()
+        self._kept.clear()
         names = [
             name
             for name in shelf.begun_by(self.shelf.path, "")

@@ -54,7 +54,6 @@ class Uploads:
     """The large values of one session. `store` is what the master has told of its shelf."""
 
     def __init__(self, store: Dict[str, Any], transfer: Transfer, offer: Offer) -> None:
-        self._store = store
         self._prefix = f"c{transfer.member}."
         self._limit = int(store["limit"])
         self._window = min(defaults.WINDOW_BYTES, self._limit // 4)
@@ -245,11 +244,12 @@ class Uploads:
         `on_way` are the arrivals that the one before may never have heard of.
         """
         self._prefix = f"c{transfer.member}."
-        if store != self._store:
+        self._limit = int(store["limit"])
+        if self._carrier.leads_to(store):
+            self._carrier.go_to(transfer)
+        else:
             self._carrier.close()
-            self._store, self._limit = store, int(store["limit"])
             self._carrier = carrier_to(store, transfer, self._offer)
-        self._carrier.go_to(transfer)
         self._released, self._forgotten = [], []
         self._ungranted = sum(size for _, _, size in on_way)
         self._room.notify_all()

@@ -12,7 +12,7 @@ from typing import Any, Iterator, List
 import numpy as np
 import pytest
 
-from cwmp import LocalCluster, MasterLost
+from cwmp import LocalCluster, MasterLost, shelf
 from tests.faults.by_hand import HandMadeCluster
 from tests.faults.processes import SOON_S, wait_for_lines, wait_gone
 from tests.waiting import wait_until
@@ -41,6 +41,11 @@ def note_and_sleep(notes: str, name: int, seconds: float) -> int:
 def total(array: Any) -> float:
     """The sum of an array."""
     return float(array.sum())
+
+
+def twice(array: Any) -> Any:
+    """An array of the same size."""
+    return 2 * array
 
 
 @pytest.fixture
@@ -147,6 +152,33 @@ def test_others_leave_the_large_values_of_a_dead_master_alone_while_it_is_waited
         assert queued.result(timeout=SOON_S) == float((array + 1).sum())
         for _ in range(2):  # the first one does not use it up
             assert executor.submit(total, shared).result(timeout=SOON_S) == float(array.sum())
+
+
+def test_large_values_on_their_way_between_machines(
+    cluster: HandMadeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where neither program nor worker can see what the master keeps."""
+    monkeypatch.setattr(shelf, "reachable", lambda facts: None)
+    status = cluster.status()
+    assert status is not None
+    stay = shelf.Stay(status["blobs"]["directory"])  # or other masters here would take it for deserted
+    cluster.start_worker("--blob-dir", str(tmp_path), slots=2)
+    arrays = [np.arange(500_000, dtype=float) + n for n in range(30)]
+    with cluster.executor() as executor:
+        executor.submit(total, arrays[0]).result(timeout=SOON_S)
+
+        def fail_for_a_second() -> None:
+            cluster.kill_master()
+            time.sleep(1.0)
+            cluster.start_master()
+
+        failure = threading.Timer(0.2, fail_for_a_second)
+        failure.start()
+        futures = [executor.submit(twice, array) for array in arrays]
+        for array, future in zip(arrays, futures):
+            assert (future.result(timeout=SOON_S) == 2 * array).all()
+        failure.join()
+    stay.end()
 
 
 @pytest.mark.parametrize("last", ["worker", "program"])
