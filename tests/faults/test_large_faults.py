@@ -99,7 +99,7 @@ def test_a_slot_killed_at_any_moment(pause_s: float) -> None:
         futures = [executor.submit(make, MB // 8 * 20, 0.01) for _ in range(15)]
         for _ in range(3):
             time.sleep(pause_s)
-            os.kill(see.slots_of(worker)[0], signal.SIGKILL)
+            os.kill(wait_until(lambda: see.slots_of(worker))[0], signal.SIGKILL)
         assert {len(future.result(WAIT_S)) for future in futures} == {MB // 8 * 20}
         futures.clear()
         wait_until(lambda: not begun_files(path), timeout_s=WAIT_S, describe=lambda: str(shelves.files(path)))
