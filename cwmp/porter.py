@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Set, Tuple
 
 from . import shelf
 from .errors import BlobLost, ConnectError
@@ -50,6 +50,7 @@ class Porter:
         self._on_done = on_done
         self._channel: Optional[Channel] = None
         self._errands: Dict[Tuple[str, str], int] = {}  # under way, and their sizes
+        self._retried: Set[Tuple[str, str]] = set()  # those of them that a death has interrupted before
         self.pid = 0
 
     def send(self, kind: str, ref: Ref) -> None:
@@ -76,6 +77,7 @@ class Porter:
     def close(self) -> None:
         """End it, whatever it is doing."""
         self._errands.clear()
+        self._retried.clear()
         self._bury()
 
     def _start(self) -> None:
@@ -98,15 +100,21 @@ class Porter:
     def _on_frames(self, frames: List[bytes]) -> None:
         for frame in frames:
             kind, name, error = load_message(frame)
+            self._retried.discard((kind, name))
             if self._errands.pop((kind, name), None) is not None:
                 self._on_done(kind, name, error)
 
     def _on_death(self) -> None:
-        """Somebody has killed it: what it was told to do has failed."""
+        """Somebody has killed it: what it was told to do is done once more."""
         self._bury()
         errands, self._errands = self._errands, {}
-        for kind, name in errands:
-            self._on_done(kind, name, "the process that carries large values was killed")
+        for (kind, name), size in errands.items():
+            if (kind, name) in self._retried:
+                self._retried.discard((kind, name))
+                self._on_done(kind, name, "the process that carries large values was killed")
+            else:
+                self._retried.add((kind, name))
+                self.send(kind, (name, size))
 
     def _bury(self) -> None:
         channel, self._channel = self._channel, None

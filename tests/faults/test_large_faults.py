@@ -148,7 +148,7 @@ def test_the_porter_killed_in_the_middle_of_transfers(tmp_path: Path, pause_s: f
             time.sleep(pause_s)
             os.kill(porter, signal.SIGKILL)
             outcomes = [future.exception(WAIT_S) for future in sums + results]
-            assert all(error is None or "large" in str(error) for error in outcomes)
+            assert outcomes == [None] * 15, "what it was doing is done once more"
             assert executor.submit(total, values[0]).result(WAIT_S) == values[0].sum()
             assert len(executor.submit(make, MB).result(WAIT_S)) == MB
         assert shelves.shelves(str(tmp_path / "away")) == []
