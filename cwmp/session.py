@@ -53,10 +53,8 @@ class Session(Link):
         self.cancelling = threading.RLock()
         """Held by who cancels a job, from asking the master to telling those who wait for the job."""
         self._idle = threading.Condition()  # notified when the last open job has ended
-        self._telling = False  # events are being passed on
-        self._explained = False  # why nothing happens
-        self._closing = False  # no further submit
-        self._left = False  # we have left
+        self._telling = self._explained = False  # events are being passed on; why nothing happens was said
+        self._closing = self._left = False  # no further submit; we have left
         self._uploads = Uploads(self._joined.store, self._joined.transfer, self._offer)
         self._functions = FunctionDumper(self._uploads.new_lot)
         self._collector = Collector(self._joined.collect, self._joined.ident)
@@ -133,6 +131,8 @@ class Session(Link):
         No event comes for a withdrawn job. Jobs that could not be withdrawn go on as before.
         """
         wanted = set(numbers)
+        if self._lost is not None:
+            return []  # without the lock: at the interpreter's end, who held it may have ended with it
         with self._lock:
             unsent = [job[0] for job in self._pending if job[0] in wanted]
             if unsent:
