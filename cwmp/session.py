@@ -121,8 +121,7 @@ class Session(Link):
         `prompt`: what is submitted until its receipt is here travels together.
         """
         prompt = len(jobs) > 1 or bool(self._pending) or len(self._open) > defaults.UNHURRIED
-        on_reply = self._on_prompt_put if prompt else _do_nothing
-        self._request("put", jobs, prompt, on_reply=on_reply)
+        self._request("put", jobs, prompt, on_reply=self._on_prompt_put if prompt else _do_nothing)
         self._prompt_under_way = prompt
 
     def withdraw(self, numbers: Iterable[int]) -> List[int]:
@@ -249,8 +248,10 @@ class Session(Link):
         large = False
         self._telling = True  # jobs are not over before their owner knows
         for number, kind, data in events:
-            token = tokens.get(number) if kind == RUNNING else tokens.pop(number, None)
-            if kind != RUNNING:
+            if kind == RUNNING:
+                token = tokens.get(number)
+            else:
+                token = tokens.pop(number, None)
                 jobs.pop(number, None)
             if type(data) is tuple:
                 large = True
