@@ -243,9 +243,8 @@ class Session(Link):
         """Tell the owner of these jobs what became of them; returns whether any result was large."""
         if not events:
             self._explain_wait()
-        tokens, jobs = self._open, self._jobs
+        tokens, jobs, large = self._open, self._jobs, False
         known = []
-        large = False
         self._telling = True  # jobs are not over before their owner knows
         for number, kind, data in events:
             if kind == RUNNING:
