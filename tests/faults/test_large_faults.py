@@ -221,6 +221,7 @@ def test_a_client_killed_while_it_brings_large_values(tmp_path: Path, pause_s: f
             timeout_s=WAIT_S,
             describe=lambda: f"{shelves.files(path)} {see.jobs(cluster)}",
         )
+        see.wait_for_clients(cluster, 0)  # until then it may come back
         status = shelves.store(cluster)
         assert status["bytes"] == status["idle"], "nobody needs any of it"
         with cluster.executor() as executor:
