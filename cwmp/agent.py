@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, Optional
 
 from . import defaults
 from .departure import Departure
-from .errors import ConnectError, MasterLost
+from .errors import MasterLost
 from .joining import Approach, Find, Joined
 from .larder import Place
 from .loop import Loop
@@ -114,7 +114,7 @@ class Agent:
             return self._approach.join(
                 lambda: {**self._hello(), **worker.card()}, self._master_timeout_s, worker.bide, again=True
             )
-        except ConnectError as error:
+        except OSError as error:
             raise MasterLost(f"{lost}; {error}") from error
 
     def _hello(self) -> Dict[str, Any]:

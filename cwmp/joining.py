@@ -57,7 +57,8 @@ class Approach:
     def join(self, hello: Hello, wait_s: float, pause: Pause, *, again: bool = False) -> Optional[Joined]:
         """Become a member; None when told to leave before. `again`: the master that we had is gone.
 
-        Raises ConnectError after `wait_s`; WrongKey, unless `again`, and VersionMismatch at once.
+        Raises ConnectError after `wait_s`; WrongKey, unless `again`, and VersionMismatch at once. Who was
+        there before waits out errors of the home directory, too, and raises them as OSError.
         """
         deadline = time.monotonic() + wait_s
         told = False
@@ -71,9 +72,10 @@ class Approach:
                         return None
                 spread = None
                 return _enter(where, hello(), attempt_s)
-            except ConnectError as error:
+            except OSError as error:
                 left_s = deadline - time.monotonic()
-                final = isinstance(error, VersionMismatch) or (isinstance(error, WrongKey) and not again)
+                passing = isinstance(error, ConnectError) and not isinstance(error, WrongKey)
+                final = isinstance(error, VersionMismatch) or not (passing or again)
                 if final or left_s <= 0:
                     raise
                 if not told:

@@ -57,7 +57,7 @@ class Membership:
         return self._enter(connect(*where), where, where.host, {})
 
     def come_back(self, former: Joined) -> Joined:
-        """Get back to the master, or to its successor. Raises ConnectError after `timeout_s`."""
+        """Get back to the master, or to its successor. After `timeout_s` raises what went wrong last."""
         begun = time.monotonic()
         told = False
         back = {"member": former.ident, "back": {"cluster": former.cluster, "nonce": former.nonce}}
@@ -66,7 +66,7 @@ class Membership:
                 where = self._find()
                 host, wire = reach(where, defaults.RETURN_TRY_S)
                 joined = self._enter(wire, where, host, back)
-            except ConnectError as error:
+            except OSError as error:  # a ConnectError, or the home directory can't be read just now
                 gone_s = time.monotonic() - begun
                 if isinstance(error, VersionMismatch) or gone_s + pause_s > self.timeout_s:
                     raise

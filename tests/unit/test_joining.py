@@ -66,6 +66,15 @@ def test_a_wrong_key_may_pass_when_the_master_was_ours_before() -> None:
         Try(WrongKey("somebody else is there now"), VersionMismatch("no")).join(again=True)
 
 
+def test_a_home_that_cannot_be_read_may_pass_when_the_master_was_ours_before() -> None:
+    """As on a network disk that stands still for a moment."""
+    error = OSError(5, "Input/output error")
+    with pytest.raises(VersionMismatch):
+        Try(error, VersionMismatch("no")).join(again=True)
+    with pytest.raises(OSError, match="Input/output error"):
+        Try(error).join()
+
+
 def test_without_patience_there_is_one_attempt() -> None:
     seen = Try(ConnectError("nobody there"))
     with pytest.raises(ConnectError, match="nobody there"):
