@@ -20,6 +20,7 @@ from .messages import JOB_QUEUE, RESULT_QUEUE
 from .outbox import OnReply, Outbox, Request, Settled
 
 log = logging.getLogger("cwmp")
+
 MASTER_LOST = -1
 CANCELLED = -2
 """Kinds of event, besides those of `messages`, for jobs that the master says no more of."""

@@ -43,18 +43,22 @@ class Values:
             return
         if self._larder is not None:
             self._larder.carry_for(joined.transfer)
+            directory = self._larder.directory
+        else:
+            directory = self._find(joined)
+        self._pool.guardian.sweep(directory)
+        self._pool.use_shelf(directory, f"w{joined.ident}.")
+
+    def _find(self, joined: Joined) -> str:
+        """The master's shelf if we can use it, else one of our own."""
         if self._stay is not None:
             self._stay.end()
             self._stay = None
         directory = shelf.reachable(joined.store) if self._place.directory is None else None
-        if self._larder is not None:
-            directory = self._larder.directory
-        elif directory is not None:
-            self._stay = shelf.Stay(directory)
-        else:
-            directory = self._open_larder(joined).directory
-        self._pool.guardian.sweep(directory)
-        self._pool.use_shelf(directory, f"w{joined.ident}.")
+        if directory is None:
+            return self._open_larder(joined).directory
+        self._stay = shelf.Stay(directory)
+        return directory
 
     def _open_larder(self, joined: Joined) -> Larder:
         own = shelf.Shelf(self._place.directory)
