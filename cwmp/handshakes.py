@@ -22,7 +22,8 @@ def told(error: BaseException, place: str, timeout_s: float, encrypted: bool) ->
         trouble = _tls_trouble(error, place)
         if trouble:
             return errors.ConnectError(trouble)
-    hint = "" if encrypted else _HINT
+    died = isinstance(error, ConnectionResetError)  # who waits for the other side to begin does not reset
+    hint = "" if encrypted or died else _HINT
     if isinstance(error, socket.timeout):
         return errors.ConnectError(
             f"{place} took the connection but did not answer within {timeout_s:g} s{hint}"
