@@ -158,6 +158,14 @@ def on_signal(number, frame):
         armed = False  # until it has been dealt with
         raise KeyboardInterrupt
 
+def use(executor):
+    # A function, because at the end of a loop's round newer Pythons raise outside of the `try` around it.
+    while time.monotonic() < deadline:
+        future = executor.submit(os.getpid)
+        futures.append(future)
+        if sys.argv[1] == "wait":
+            future.result()
+
 with cwmp.ClusterExecutor() as executor:
     futures = []
     interrupts = 0
@@ -168,11 +176,7 @@ with cwmp.ClusterExecutor() as executor:
     while not ended.is_set():
         try:
             armed = True
-            while time.monotonic() < deadline:
-                future = executor.submit(os.getpid)
-                futures.append(future)
-                if sys.argv[1] == "wait":
-                    future.result()
+            use(executor)
             armed = False
             ended.set()
         except KeyboardInterrupt:
