@@ -163,6 +163,7 @@ class Slot:
             if self._is_copy:
                 os._exit(0)  # the job forked, and this is the copy that came back from it
             ended = perf_counter()
+            self._surroundings.flush()
             self._answer(ticket, kind, ended - began, data)
             began = ended
             target = args = kwargs = value = None  # type: ignore[assignment]
@@ -262,8 +263,8 @@ def _prepare(keep: Set[int]) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    for stream in (sys.stdout, sys.stderr):  # lines stay whole among others, also with PYTHONUNBUFFERED
+        stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
     faulthandler.enable(2)  # a crash in a library leaves the calls that led to it among our last words
 
 

@@ -49,6 +49,14 @@ class Surroundings:
             os.chdir(self._cwd)
         return dropped
 
+    def flush(self) -> None:
+        """Let out what a job printed: its result may be the last thing that is waited for."""
+        for stream in self._streams[1:]:
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                pass  # nobody reads it any more, the disk is full, or the job closed it
+
     def restore(self) -> None:
         """Undo what a job did to the standard streams and the recursion limit."""
         for copy, fd in self._copies:

@@ -170,17 +170,21 @@ def unfinished():
 
 if __name__ == "__main__":
     with LocalCluster(1) as cluster, cluster.executor() as executor:
-        list(executor.map(talk, range(3)))
+        list(executor.map(talk, range(50)))
         executor.submit(unfinished).result()
 """
 
 
-def test_what_jobs_print_is_on_standard_error_of_the_program(cluster: LocalCluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_what_jobs_print_is_on_standard_error_of_the_program(
+    cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unbuffered: str
+) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     with see.Script(cluster, tmp_path / "prints.py", PRINTS) as script:
         ended = script.end()
     assert ended.succeeded() == ""
     for word in ("out", "err", "raw", "child"):
-        assert [ended.stderr.count(f"{word} {n}\n") for n in range(3)] == [1, 1, 1]
+        assert [ended.stderr.count(f"{word} {n}\n") for n in range(50)] == [1] * 50
     assert ended.stderr.count("no newline") == 1
 
 
