@@ -13,7 +13,7 @@ import sys
 import weakref
 from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Tuple
 
-from . import defaults, packing, payload, references
+from . import defaults, directory, packing, payload, references
 from .captures import Captures
 from .errors import PayloadError
 from .messages import Packed
@@ -70,7 +70,8 @@ class FunctionDumper:
         self._known: Dict[int, _Known] = {}
         self._session = os.urandom(4).hex()
         self._place = Place(None, (), self._session)
-        self._path: List[str] = []  # `sys.path` when `_place` was made
+        self._cwd: Optional[bytes] = None  # the directory and ...
+        self._path: List[str] = []  # ... `sys.path` when `_place` was made
 
     def dump(self, function: Callable[..., Any]) -> Packed:
         """The bytes of `function` as it is now. Raises PayloadError."""
@@ -170,15 +171,22 @@ class FunctionDumper:
 
     def _place_now(self) -> Place:
         """Where this process stands; the same object while that does not change."""
-        try:
-            cwd: Optional[str] = os.getcwd()
-        except OSError:
-            cwd = None
-        if cwd != self._place[0] or sys.path != self._path:
+        cwd = directory.current()
+        if cwd is None or cwd != self._cwd or sys.path != self._path:
             path = list(sys.path)
-            self._place = Place(cwd, tuple(map(str, path)), self._session)
+            place = Place(_directory_name(), tuple(map(str, path)), self._session)
+            if place != self._place:
+                self._place = place
+            self._cwd = cwd
             self._path = path  # last: an interrupt in between costs only another look
         return self._place
+
+
+def _directory_name() -> Optional[str]:
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
 
 
 def open_function(data: Packed) -> Function:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import Dict, Optional, Set, Tuple
+from typing import Dict, Optional, Set, TextIO, Tuple
 
 from . import defaults
 from .functions import Place
@@ -19,7 +19,7 @@ class Surroundings:
     def __init__(self) -> None:
         self._own_cwd = os.getcwd()
         self._own_path = [entry for entry in sys.path if entry not in ("", self._own_cwd)]
-        self._streams = (sys.stdin, sys.stdout, sys.stderr)
+        self._use(sys.stdin, sys.stdout, sys.stderr)
         self._copies = [(os.dup(fd), fd) for fd in (0, 1, 2)]
         self._recursion_limit = sys.getrecursionlimit()
         self._sources = UserSources()
@@ -49,11 +49,16 @@ class Surroundings:
             os.chdir(self._cwd)
         return dropped
 
+    def _use(self, stdin: TextIO, stdout: TextIO, stderr: TextIO) -> None:
+        """These are the standard streams that every job finds."""
+        self._streams = (stdin, stdout, stderr)
+        self._flushes = (stdout.flush, stderr.flush)
+
     def flush(self) -> None:
         """Let out what a job printed: its result may be the last thing that is waited for."""
-        for stream in self._streams[1:]:
+        for flush in self._flushes:
             try:
-                stream.flush()
+                flush()
             except (OSError, ValueError):
                 pass  # nobody reads it any more, the disk is full, or the job closed it
 
@@ -72,7 +77,7 @@ class Surroundings:
         if unusable:
             sys.stdout = open(1, "w", buffering=1, closefd=False)
             sys.stderr = open(2, "w", buffering=1, closefd=False)
-            self._streams = (stdin, sys.stdout, sys.stderr)
+            self._use(stdin, sys.stdout, sys.stderr)
         if sys.getrecursionlimit() != self._recursion_limit:
             sys.setrecursionlimit(self._recursion_limit)
 

@@ -567,6 +567,21 @@ def test_a_working_directory_that_was_deleted(
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     assert open_function(dumper.dump(named)).place.cwd is None
+    assert dumper.dump(named) is dumper.dump(named)
+
+
+def test_a_working_directory_with_a_very_long_path(
+    dumper: FunctionDumper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(20):
+        os.mkdir("d" * 250)
+        os.chdir("d" * 250)
+    deep = dumper.dump(named)
+    assert dumper.dump(named) is deep
+    os.chdir("..")
+    assert open_function(deep).place.cwd == os.path.join(os.getcwd(), "d" * 250)
+    assert open_function(dumper.dump(named)).place.cwd == os.getcwd()
 
 
 # --- by name or by value --------------------------------------------------------------------
