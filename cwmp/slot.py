@@ -144,8 +144,10 @@ class Slot:
     def _work(self, generation: int, leases: List[Lease]) -> None:
         """Run the jobs of one message, up to the first that was taken back."""
         began = perf_counter()
+        last = leases[-1][0]
         for ticket, attempt, function, call in leases:
             if not self._claim(generation):
+                self._surroundings.flush()
                 return
             here.attempt = attempt
             try:
@@ -163,7 +165,8 @@ class Slot:
             if self._is_copy:
                 os._exit(0)  # the job forked, and this is the copy that came back from it
             ended = perf_counter()
-            self._surroundings.flush()
+            if ticket == last:
+                self._surroundings.flush()  # this result may be the last thing that anybody waits for
             self._answer(ticket, kind, ended - began, data)
             began = ended
             target = args = kwargs = value = None  # type: ignore[assignment]

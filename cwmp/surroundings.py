@@ -55,7 +55,7 @@ class Surroundings:
         self._flushes = (stdout.flush, stderr.flush)
 
     def flush(self) -> None:
-        """Let out what a job printed: its result may be the last thing that is waited for."""
+        """Let out what jobs printed without an end of line."""
         for flush in self._flushes:
             try:
                 flush()

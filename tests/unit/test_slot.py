@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import io
 import os
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.core
 class Harness:
     """One slot in a child process, and the worker's ends of what joins them."""
 
-    def __init__(self) -> None:
+    def __init__(self, stdout: int = 1) -> None:
         self.socket, theirs = socket.socketpair()
         self.claims_in, self.claims_out = os.pipe()
         self.answers_in, answers_out = os.pipe()
@@ -46,6 +47,7 @@ class Harness:
         self.status: Optional[int] = None
         self.pid = os.fork()
         if self.pid == 0:
+            os.dup2(stdout, 1)
             forget_pytest()
             slot.main(theirs.detach(), self.claims_in, answers_out)
         theirs.close()
@@ -632,6 +634,24 @@ def test_what_is_taken_back_does_not_run(child: Harness, gate: Gate) -> None:
     last = child.lease(ok)
     child.feed(last)
     assert tickets(child.answers(1)) == [last[0]]
+
+
+def begin_a_line_at(path: str) -> None:
+    print("begun", end="")
+    wait_at(path)
+
+
+def test_what_a_job_printed_comes_out_where_the_next_one_was_taken_back(gate: Gate) -> None:
+    printed, stdout = os.pipe()
+    with contextlib.closing(Harness(stdout)) as child, open(printed, "rb", buffering=0) as output:
+        os.close(stdout)
+        child.feed(child.lease(begin_a_line_at, gate.path), child.lease(ok))
+        gate.wait_for_job()
+        assert child.take_back() == 1
+        gate.open()
+        assert len(child.answers(1)) == 1
+        assert select.select([output], [], [], 20.0)[0]
+        assert output.read(100) == b"begun"
 
 
 def test_new_leases_may_come_before_the_slot_has_seen_the_taking_back(child: Harness, gate: Gate) -> None:
