@@ -29,11 +29,14 @@ class Runner:
 
     Each of their processes inherits a `CWMP_HOME` that belongs to this benchmark alone, and works and
     keeps its temporary files in that directory. So they see no cluster of the user's, and are recognised
-    wherever they end up in the process tree.
+    wherever they end up in the process tree. They import from the checkout `tree`.
     """
 
-    def __init__(self, environment: Optional[Dict[str, str]] = None, adopt: bool = False) -> None:
+    def __init__(
+        self, environment: Optional[Dict[str, str]] = None, adopt: bool = False, tree: Path = ROOT
+    ) -> None:
         self._environment = environment or {}
+        self._tree = tree
         self._root = os.getpid() if adopt else None  # adopting: whatever is below this process is theirs
         if adopt:
             adopt_orphans()
@@ -69,7 +72,8 @@ class Runner:
     def _run(self, argv: Sequence[str], out: Any, err: Any) -> Optional[int]:
         """Start, wait, end; None if it had to be ended."""
         env = {key: value for key, value in os.environ.items() if not key.startswith("CWMP_")}
-        env.update(self._environment, CWMP_HOME=self._home.name, PYTHONPATH=str(ROOT), TMPDIR=self._home.name)
+        home = self._home.name
+        env.update(self._environment, CWMP_HOME=home, PYTHONPATH=str(self._tree), TMPDIR=home)
         line_in, line_out = os.pipe()  # closing our end tells the contender to end
         try:
             process = subprocess.Popen(
