@@ -15,6 +15,8 @@ from typing import Dict, List, NamedTuple
 
 import pytest
 
+import cwmp
+
 pytestmark = pytest.mark.core
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,6 +99,16 @@ def test_command_line_starts_with_a_command_that_exists(line: str) -> None:
         assert name in IN_EVERY_ENVIRONMENT
     else:
         assert command in IN_EVERY_ENVIRONMENT or shutil.which(command)
+
+
+def test_a_script_beside_a_checkout_imports_what_is_installed(tmp_path: Path) -> None:
+    """The checkout is a folder called cwmp, too: an empty package to Python, if it finds nothing else."""
+    (tmp_path / "cwmp").symlink_to(ROOT)
+    script = tmp_path / "script.py"
+    script.write_text("import cwmp; print(cwmp.__version__)")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True)
+    assert done.stdout == f"{cwmp.__version__}\n"
 
 
 @pytest.mark.parametrize("command", sorted(CLI))
