@@ -21,20 +21,14 @@ pytestmark = pytest.mark.core
 
 
 def note_and_wait(notes: str, name: int, gate: str) -> int:
-    """Note this run, then wait for the gate to open."""
+    """Note this run, wait for the gate to open, and note that it has ended."""
     with open(notes, "a") as file:
         file.write(f"{name} {os.getpid()}\n")
     end = time.monotonic() + 60
     while not os.path.exists(gate) and time.monotonic() < end:
         time.sleep(0.01)
-    return name
-
-
-def note_and_sleep(notes: str, name: int, seconds: float) -> int:
-    """Note this run, and take a while."""
-    with open(notes, "a") as file:
-        file.write(f"{name} {os.getpid()}\n")
-    time.sleep(seconds)
+    with open(f"{notes}.ended", "a") as file:
+        file.write(f"{name}\n")
     return name
 
 
@@ -79,12 +73,13 @@ def test_what_ended_while_there_was_no_master_is_not_run_again(
     cluster: HandMadeCluster, tmp_path: Path
 ) -> None:
     cluster.start_worker(slots=2)
-    notes = tmp_path / "notes"
+    notes, gate = tmp_path / "notes", tmp_path / "gate"
     with cluster.executor() as executor:
-        futures = [executor.submit(note_and_sleep, str(notes), n, 1.0) for n in range(2)]
+        futures = [executor.submit(note_and_wait, str(notes), n, str(gate)) for n in range(2)]
         wait_until(lambda: all(future.running() for future in futures), timeout_s=SOON_S)
         cluster.kill_master()
-        time.sleep(1.5)  # the jobs end meanwhile
+        gate.touch()
+        wait_for_lines(tmp_path / "notes.ended", 2)
         cluster.start_master()
         assert [future.result(timeout=SOON_S) for future in futures] == [0, 1]
     assert runs(notes) == {0: 1, 1: 1}
