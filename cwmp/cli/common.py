@@ -60,20 +60,32 @@ def run(parser: Parser, command: Callable[[argparse.Namespace], int], argv: Opti
     args = parser.parse_args(argv)
     try:
         _check_installed()
-        return command(args)
+        status = command(args)
+        if sys.stdout is not None:  # it is where it was closed
+            sys.stdout.flush()  # now, while we can say what went wrong
+        return status
     except UsageError as error:
         return _complain(parser.prog, args, str(error), 2)
     except CwmpError as error:
         return _complain(parser.prog, args, str(error), 1)
-    except BrokenPipeError:
-        # Whoever read our output left, as `head` does. Python must not complain again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except BrokenPipeError:  # whoever read our output left, as `head` does
+        _forget_output()
         return 1
     except OSError as error:
+        _forget_output()
         place = f"{error.filename}: " if error.filename else ""
         return _complain(parser.prog, args, f"{place}{error.strerror or error}", 1)
     except KeyboardInterrupt:
         return _complain(parser.prog, args, "interrupted", 130)
+
+
+def _forget_output() -> None:
+    """Have Python not complain again at exit of what could not be written."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _check_installed() -> None:

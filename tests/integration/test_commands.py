@@ -370,14 +370,26 @@ def test_status_for_people_and_for_programs(run: Callable[..., Running]) -> None
     assert [entry["pid"] for entry in status["workers"]] == [worker.pid]
 
 
-def test_status_into_a_pipe_that_nobody_reads(run: Callable[..., Running]) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_status_into_a_pipe_that_nobody_reads(
+    run: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, unbuffered: str
+) -> None:
     start_master(run)
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "wb") as pipe:
         command = [sys.executable, str(ROOT / "bin/cwmp-status")]
         result = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, timeout=60)
     assert (result.returncode, result.stderr) == (1, b"")
+
+
+def test_status_onto_a_full_disk(run: Callable[..., Running]) -> None:
+    start_master(run)
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, str(ROOT / "bin/cwmp-status")]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60)
+    assert (result.returncode, result.stderr) == (1, b"cwmp-status: No space left on device\n")
 
 
 # --- cwmp-local start, stop, status ---------------------------------------------------------
