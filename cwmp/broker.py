@@ -142,7 +142,6 @@ class Broker(Returning):
         A number that is open already is left as it is. Raises UnknownMember.
         """
         client = self._client(ident)
-        client.requests += 1
         append, opened = client.queue.append, client.open
         function = client.last_function  # equal functions stay one object in memory
         added = 0
@@ -169,8 +168,13 @@ class Broker(Returning):
                     continue
                 append(job)
                 added += 1
+        except MemoryError:
+            if not client.queue or client.queue[-1].number != number:
+                opened.pop(number, None)  # it comes again, with the rest
+            raise
         finally:
             self._note_queued(client, added)
+        client.requests += 1  # last: what was not taken as a whole comes again
         return eventful
 
     def _large_job(self, client: ClientRecord, number: int, function: Any, call: Any) -> Optional[JobRecord]:

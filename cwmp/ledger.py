@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import count
-from typing import Any, Deque, Dict, List, Optional, Protocol, Type, TypeVar
+from typing import Any, Deque, Dict, List, Optional, Protocol, Tuple, Type, TypeVar
 
 from . import defaults
 from .errors import UnknownMember, UsageError
@@ -94,6 +94,12 @@ class Ledger:
         assert len(self._ready) == len(set(map(id, self._ready))), "ready twice"
         present = [client for client in self._clients.values() if not client.away]
         assert self.queued == sum(client.queued for client in present), "total count"
+
+    def largest_client(self) -> Optional[Tuple[int, int, int]]:
+        """The client that takes most memory: (id, open jobs, bytes); None where none takes any."""
+        sizes = [(client.size(), client) for client in self._clients.values()]
+        size, client = max(sizes, key=lambda entry: entry[0], default=(0, None))
+        return (client.ident, len(client.open), size) if client is not None and size else None
 
     def _requeue(self, job: JobRecord) -> None:
         """Put a job that was leased first in its client's line."""

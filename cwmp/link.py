@@ -14,7 +14,7 @@ import time
 from typing import Any, Callable, Container, ContextManager, List, Optional, Tuple
 
 from . import defaults
-from .errors import ConnectError, CwmpError, UnknownMember
+from .errors import ConnectError, CwmpError, MasterLost, UnknownMember
 from .membership import Joined, Membership
 from .messages import JOB_QUEUE, RESULT_QUEUE
 from .outbox import OnReply, Outbox, Request, Settled
@@ -131,6 +131,9 @@ class Link:
                 return None
             try:
                 joined = self._membership.come_back(self._joined)
+            except MasterLost as dismissal:
+                self._lose(f"gave this client up: {dismissal}")
+                return None
             except Exception as failure:
                 waited = f"no way back within {self._membership.timeout_s:g} s: {_said_by(failure)}"
                 self._lose(f"is gone: {_said_by(error)}; {waited}")

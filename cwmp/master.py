@@ -25,6 +25,7 @@ from .loop import Loop
 from .members import CLIENT, WORKER, Member, Members
 from .messages import BLOB_STORE, JOB_QUEUE, PROTOCOL, RESULT_QUEUE, Event, Job, python_minor, said_of_itself
 from .server import RECEIPT, STANDING, Peer, Server
+from .shortage import Shortage
 from .standing import Collect, Take
 
 log = logging.getLogger("cwmp.master")
@@ -168,6 +169,7 @@ class Master:
         self._members = Members(self.broker, name, self.nonce, self.now)
         self._members.on_away = self._on_away
         self._members.on_gone = self.part
+        self._shortage = Shortage(self.broker, self._members)
         self._stopping = False
         self._loop = Loop()
         try:
@@ -195,6 +197,8 @@ class Master:
                     if self.now() >= next_sweep:
                         next_sweep = self.now() + defaults.SWEEP_S
                         self._sweep(self.now())
+                except MemoryError:
+                    self._shortage.relieve()
                 except Exception:  # whatever made it, it must not end everybody's jobs
                     log.exception("the master goes on after an error of its own")
         finally:

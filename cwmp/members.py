@@ -31,6 +31,9 @@ _UNREACHABLE = [os.strerror(number) for number in (errno.ETIMEDOUT, errno.EHOSTU
 """How a connection breaks with the network; in all other ways its other end may have ended it."""
 
 
+_REMEMBERED = 1000  # members that were dismissed
+
+
 class _Away(NamedTuple):
     """A member without connections."""
 
@@ -55,6 +58,7 @@ class Members:
         self._started = clock()
         self._peers: Dict[Member, weakref.WeakSet[Peer]] = {}
         self._away: Dict[Member, _Away] = {}
+        self._dismissed: Dict[Member, str] = {}  # why
         self._held_off: Set[int] = set()  # clients of our predecessor, until workers had time to come
         self._offers_stand = True
 
@@ -63,7 +67,8 @@ class Members:
     def join(self, peer: Peer, hello: Dict[str, Any]) -> Dict[str, Any]:
         """Take in a client or worker, a further connection of one, or one that comes back.
 
-        Returns the welcome. Raises VersionMismatch, UsageError, UnknownMember and ConnectError.
+        Returns the welcome. Raises VersionMismatch, UsageError, UnknownMember, ConnectError, and MasterLost
+        for who was dismissed.
         """
         why = refusal({"protocol": PROTOCOL, "python": python_minor()}, hello)
         if why:
@@ -112,6 +117,8 @@ class Members:
         if back.cluster != self._name:
             raise ConnectError(f"cluster {self._name!r} answers where cluster {back.cluster!r} was")
         role, ident = member
+        if back.nonce == self._nonce and member in self._dismissed:
+            raise MasterLost(self._dismissed[member])
         if back.nonce == self._nonce and member in self._peers:
             self._close(other for other in self._peers[member] if other is not peer)
             self._away.pop(member, None)
@@ -166,6 +173,18 @@ class Members:
         if self._offers_stand and now >= self._started + defaults.OFFER_S:
             self._offers_stand = False
             self._broker.forget_offers()
+
+    def dismiss(self, member: Member, why: str) -> None:
+        """Give up a member, and tell it why when it comes back."""
+        self._dismissed[member] = why
+        if len(self._dismissed) > _REMEMBERED:
+            del self._dismissed[next(iter(self._dismissed))]
+        self.part(member, why)
+
+    def call_back(self) -> None:
+        """Close all connections: who comes back says what it has, and sends again what was not taken."""
+        for peers in list(self._peers.values()):
+            self._close(peers)
 
     def say_goodbye(self, reason: str) -> None:
         """Tell all members that there is nothing to wait for."""

@@ -60,6 +60,9 @@ class LargeJobRecord(JobRecord):
         self.pins = None
 
 
+_RECORD_BYTES = 300  # that a job or an event takes besides its data
+
+
 class ClientRecord:
     """One client program: its queue, its open jobs and the events that it has yet to collect."""
 
@@ -77,6 +80,12 @@ class ClientRecord:
         self.requests = 0  # taken from it since it joined, as it counts them, too
         self.max_attempts: Optional[int] = facts.get("max_attempts")  # None: the broker's
         self.last_function = b""
+
+    def size(self) -> int:
+        """How many bytes its open jobs and its events take, about."""
+        calls = sum(len(job.call) for job in self.open.values())
+        answers = sum(len(data) for _, _, data in self.events if data is not None)
+        return calls + answers + _RECORD_BYTES * (len(self.open) + len(self.events))
 
     def bring_forward(self, share: int, unfit: Set[Any]) -> int:
         """Put up to `share` jobs first whose function is not in `unfit`; returns how many there are.

@@ -100,6 +100,8 @@ class Peer:
     def _on_request(self, frame: bytes) -> None:
         try:
             target, method, args, kwargs = load_message(frame)
+        except MemoryError:
+            raise  # ours is the problem: see `shortage`
         except Exception as error:  # whatever a confused peer sends, it is only that peer's problem
             self._drop(f"sent something that is not a request ({type(error).__name__}: {error})")
             return
@@ -108,6 +110,8 @@ class Peer:
                 value = self._server.method(target, method)(self, *args, **kwargs)
             else:
                 value = self._greet(method, args)
+        except MemoryError:
+            raise
         except CwmpError as error:
             self._reply(FAILURE, failure(error))
         except Exception as error:

@@ -18,7 +18,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence
 import psutil
 import pytest
 
-from cwmp import ClusterExecutor, ConnectError, LocalCluster, WorkerLost
+from cwmp import ClusterExecutor, ConnectError, LocalCluster, MasterLost, WorkerLost
 from cwmp.loop import Loop
 from cwmp.server import Server
 from cwmp.transport import connect
@@ -427,3 +427,24 @@ def test_a_job_that_gets_no_memory_has_an_error_of_its_own() -> None:
         slot = executor.submit(os.getpid).result(WAIT_S)
         assert isinstance(executor.submit(take_too_much_memory).exception(WAIT_S), MemoryError)
         assert executor.submit(os.getpid).result(WAIT_S) == slot
+
+
+def test_a_master_without_memory_gives_up_who_takes_most_of_it() -> None:
+    with Master() as master, master.executor() as modest:
+        pid = master.process.pid
+        few = [modest.submit(abs, -n) for n in range(100)]
+        used = psutil.Process(pid).memory_info().vms
+        resource.prlimit(pid, resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))
+        with master.executor() as greedy:
+            many = []
+            with pytest.raises(MasterLost, match="gave this client up: it ran out of memory"):
+                while len(many) < 10_000:
+                    many.append(greedy.submit(len, os.urandom(60_000)))
+                many[-1].result(WAIT_S)
+            assert {type(future.exception(WAIT_S)) for future in many} == {MasterLost}
+        with master.worker():
+            assert [future.result(WAIT_S) for future in few] == list(range(100))
+            with master.executor() as another:
+                assert list(another.map(abs, range(100))) == list(range(100))
+        assert len(re.findall("out of memory: gave up client", master.text)) == 1
+        assert "Traceback" not in master.text

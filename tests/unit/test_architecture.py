@@ -30,7 +30,7 @@ ROWS: Tuple[Tuple[str, ...], ...] = (
     ("echo", "entrance", "functions", "remover", "returning"),
     ("broker", "collector", "dial", "line", "server", "surroundings", "timelimit", "transfers"),
     ("carriers", "depot", "loaded", "members", "membership", "standing"),
-    ("link", "slot", "uploads"),
+    ("link", "shortage", "slot", "uploads"),
     ("session",),
     ("futures", "joining", "master", "outcomes", "porter"),
     ("client", "larder", "pool", "streams"),
