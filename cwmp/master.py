@@ -197,6 +197,7 @@ class Master:
                     if self.now() >= next_sweep:
                         next_sweep = self.now() + defaults.SWEEP_S
                         self._sweep(self.now())
+                        self._shortage.recover(self.now())
                 except MemoryError:
                     self._shortage.relieve()
                 except Exception:  # whatever made it, it must not end everybody's jobs

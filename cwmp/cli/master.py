@@ -7,10 +7,12 @@ import contextlib
 import os
 import platform
 import sys
+import threading
 from typing import Iterator, List, Optional
 
 from .. import addresses, defaults, descriptors, home, rendezvous
 from ..errors import UsageError
+from ..shortage import STACK_BYTES
 from . import common
 
 _ABOUT = """\
@@ -95,6 +97,7 @@ def _serve(args: argparse.Namespace) -> int:
         place = rendezvous.format_address(bind or "*", args.port)
         raise common.Failed(f"cannot listen on {place}: {error.strerror or error}") from None
     common.on_stop_signals(master.stop)
+    threading.stack_size(STACK_BYTES)
     host, port = master.address
     with contextlib.ExitStack() as cleanup:
         if not args.unlisted:

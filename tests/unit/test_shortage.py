@@ -61,6 +61,36 @@ def test_without_anybody_to_give_up_all_the_same_all_come_back(caplog: pytest.Lo
     assert master.back(CLIENT, client)[1]["known"] is True
 
 
+def test_the_reserve_is_taken_again_a_while_later() -> None:
+    master, _, _ = with_client_and_worker()
+    shortage = Shortage(master.broker, master.members)
+    shortage.recover(0.0)
+    shortage.relieve()
+    seen = []
+    for now in (100.0, 101.0, 159.0, 160.0):
+        shortage.recover(now)
+        seen.append(shortage._reserve is not None)
+    assert seen == [False, False, False, True]
+
+
+def test_making_room_may_fail_for_want_of_memory_and_the_next_time_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    master, (_, client), _ = with_client_and_worker()
+    master.broker.submit(client, jobs(1))
+    shortage = Shortage(master.broker, master.members)
+    with monkeypatch.context() as patched:
+        patched.setattr(master.members, "dismiss", full)
+        shortage.relieve()
+    assert "even for making room" in caplog.text
+    shortage.relieve()
+    assert master.broker.largest_client() is None
+
+
+def full(*_: Any) -> None:
+    raise MemoryError
+
+
 # --- jobs that were not taken as a whole ----------------------------------------------------
 
 
