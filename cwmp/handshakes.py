@@ -32,7 +32,7 @@ def told(error: BaseException, place: str, timeout_s: float, encrypted: bool) ->
         return errors.ConnectError(
             f"{place} closed the connection during the handshake ({reason(error)}){hint}"
         )
-    if isinstance(error, Exception):
+    if isinstance(error, Exception) and not isinstance(error, MemoryError):
         return errors.ConnectError(f"what listens at {place} is not a cwmp master ({reason(error)})")
     return error
 

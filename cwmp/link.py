@@ -18,6 +18,8 @@ from .errors import ConnectError, CwmpError, MasterLost, UnknownMember
 from .membership import Joined, Membership
 from .messages import JOB_QUEUE, RESULT_QUEUE
 from .outbox import OnReply, Outbox, Request, Settled
+from .patience import pauses
+from .transport import Wire
 
 log = logging.getLogger("cwmp")
 
@@ -25,15 +27,17 @@ MASTER_LOST = -1
 CANCELLED = -2
 """Kinds of event, besides those of `messages`, for jobs that the master says no more of."""
 
+_SHORTAGES = 10  # of memory in a row, in some 5 s
+
 Event = Tuple[Any, int, Any]
 """(token, kind, data) of a job; RUNNING is the only kind that does not end it."""
 
 OnEvents = Callable[[List[Event]], None]
-"""Called in the dispatcher thread with events in the order in which they happened."""
+"""Called in the dispatcher thread with events in the order they happened in; takes out what it handles."""
 
 
 class Link:
-    """Who has one says what is to be sent again (`_settle_in`), and what it means that all is over (`_lose`).
+    """Who has one says what is to be sent again (`_settle_in`), and what the end means (`_on_lost`).
 
     `membership` is the way to the master. Raises ConnectError, WrongKey or VersionMismatch.
     """
@@ -46,7 +50,14 @@ class Link:
         self._away = False  # there is no connection
         self._stay = 0  # which pair of connections is in use
         self._lost: Optional[str] = None  # why all is over
+        # Connections that were in use before. Each is closed by the thread that reads from it: under a read
+        # of another thread the descriptor's number could go to the next connection.
+        self._left_submit: List[Wire] = []
+        self._left_collect: List[Wire] = []
         self._mending = threading.Lock()  # held by the thread that gets us back to the master
+        self._explained = False  # we have said why nothing happens
+        self._barren = 0  # connections in a row that broke before any event came, the present one included
+        self._pauses = pauses()
         self._membership = membership
         self._use(membership.join())
 
@@ -87,18 +98,25 @@ class Link:
         """The reader thread: take each reply and do what it was awaited for."""
         stay: Optional[int] = 0
         while stay is not None:
+            with self._lock:
+                stay, wire = self._stay, self._submit_wire  # which may have been mended twice
+            close_all(self._left_submit)
             try:
-                value = self._submit_wire.reply()
-                with self._lock:
-                    # What came over an earlier pair of connections was settled when they were mended.
-                    request = self._outbox.answered() if stay == self._stay else None
-                if request is not None:
-                    request.on_reply(value)
+                while True:
+                    self._read_reply(wire, stay)
             except socket.timeout:
                 if self._outbox.is_overdue(time.monotonic()):
                     stay = self._mend(stay, ConnectError(f"no reply within {defaults.REPLY_S:g} s"))
             except Exception as error:
                 stay = self._mend(stay, error)
+
+    def _read_reply(self, wire: Wire, stay: int) -> None:
+        value = wire.reply()
+        with self._lock:
+            # What came over an earlier pair of connections was settled when they were mended.
+            request = self._outbox.answered() if stay == self._stay else None
+        if request is not None:
+            request.on_reply(value)
 
     def _ask_what_is_alive(self, cancel: Request, still_open: Container[int]) -> None:
         """Find out what became of a request to withdraw jobs whose answer was lost."""
@@ -109,6 +127,18 @@ class Link:
             cancel.on_reply([n for n in numbers if n not in kept and n in still_open])
 
         self._request("alive", numbers, on_reply=on_reply)
+
+    def _explain_wait(self, jobs: int) -> None:
+        """Nothing happens to so many jobs: if that is for want of workers, say so once."""
+
+        def on_reply(status: Any) -> None:
+            if status and not status["workers"]:
+                warn_without_workers(jobs, self.place, status["name"])
+
+        with self._lock:
+            if self._lost is None and not self._explained:
+                self._explained = True
+                self._request("status", on_reply=on_reply)
 
     # --- the way back ------------------------------------------------------------------------
 
@@ -129,8 +159,17 @@ class Link:
             if over:
                 self._lose(f"is gone: {_said_by(error)}")
                 return None
+            return self._go_back(error)
+
+    def _go_back(self, error: BaseException) -> Optional[int]:
+        """Get back to a master. Returns the new stay; None when all is over."""
+        while not (isinstance(error, MemoryError) and self._barren >= _SHORTAGES):
+            self._pause()
             try:
                 joined = self._membership.come_back(self._joined)
+            except MemoryError as shortage:
+                error = shortage
+                continue
             except MasterLost as dismissal:
                 self._lose(f"gave this client up: {dismissal}")
                 return None
@@ -138,12 +177,29 @@ class Link:
                 waited = f"no way back within {self._membership.timeout_s:g} s: {_said_by(failure)}"
                 self._lose(f"is gone: {_said_by(error)}; {waited}")
                 return None
-            self._close_wires()
-            return self._move_in(joined)
+            try:
+                return self._move_in(joined)
+            except Exception as failure:  # half moved in: nobody knows what the master was told
+                log.exception("cwmp could not go on with the master that it got back to")
+                self._lose(f"was left: {_said_by(failure)}")
+                self._hang_up()
+                return None
+        self._lose("was left: this program has no memory for what its jobs return")
+        return None
+
+    def _pause(self) -> None:
+        """Before going back: not at once again where that did not help the last time."""
+        if self._barren:
+            self._membership.pause(next(self._pauses))
+        else:
+            self._pauses = pauses()
+        self._barren += 1
 
     def _move_in(self, joined: Joined) -> int:
         """Use new connections, and send what the master at their end does not know."""
         with self._at_rest(), self._lock:
+            self._left_submit.append(self._joined.submit)
+            self._left_collect.append(self._joined.collect)
             self._use(joined)
             self._stay += 1
             self._away = False
@@ -154,6 +210,17 @@ class Link:
         if self._lost is not None:  # we were closed meanwhile
             self._hang_up()
         return stay
+
+    def _lose(self, why: str) -> None:
+        """The session is over: wake everybody who waits for it."""
+        with self._lock:
+            if self._lost is None:
+                self._lost = f"the master at {self.place} {why}"
+            requests = self._outbox.drain()
+        self._on_lost()
+        for request in requests:
+            if request.method != "put":  # whose reply would have the next batch sent
+                request.on_reply(None)
 
     def _say_goodbye(self) -> None:
         """Tell the master that we do not come back, if that takes no waiting; with the lock held."""
@@ -167,8 +234,18 @@ class Link:
         self._joined.collect.hang_up()
 
     def _close_wires(self) -> None:
-        self._joined.submit.close()
-        self._joined.collect.close()
+        """Close all there are; when nobody reads from them any more."""
+        close_all(self._left_submit)
+        close_all(self._left_collect)
+        close_all([self._joined.submit, self._joined.collect])
+
+    def _abandon_connections(self) -> None:
+        """This process is a copy of the one that made them."""
+        self._lock = threading.RLock()  # whoever held it does not exist here
+        self._mending = threading.Lock()
+        self._lost = "it belongs to the process that this one was forked from"
+        for wire in (*self._left_submit, *self._left_collect, self._joined.submit, self._joined.collect):
+            wire.sock.close()  # without a shutdown, which would be for both
 
     # --- what the owner says -----------------------------------------------------------------
 
@@ -183,8 +260,8 @@ class Link:
         """We are at a master again: send what it does not know. With the lock held."""
         raise NotImplementedError
 
-    def _lose(self, why: str) -> None:
-        """The session is over: wake everybody who waits for it."""
+    def _on_lost(self) -> None:
+        """All is over: wake everybody who waits, but for replies."""
         raise NotImplementedError
 
 
@@ -195,6 +272,12 @@ def warn_without_workers(count: int, place: str, cluster: str) -> None:
         "for example with `cwmp-worker %s`",
         count, "s are" if count != 1 else " is", place, cluster, place,
     )  # fmt: skip
+
+
+def close_all(wires: List[Wire]) -> None:
+    """Close them, and forget them."""
+    while wires:
+        wires.pop().close()
 
 
 def _said_by(error: BaseException) -> str:

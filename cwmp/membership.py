@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -57,7 +58,10 @@ class Membership:
         return self._enter(connect(*where), where, where.host, {})
 
     def come_back(self, former: Joined) -> Joined:
-        """Get back to the master, or to its successor. After `timeout_s` raises what went wrong last."""
+        """Get back to the master, or to its successor. After `timeout_s` raises what went wrong last.
+
+        MemoryError at once: it is this side's trouble.
+        """
         begun = time.monotonic()
         told = False
         back = {"member": former.ident, "back": {"cluster": former.cluster, "nonce": former.nonce}}
@@ -67,6 +71,8 @@ class Membership:
                 host, wire = reach(where, defaults.RETURN_TRY_S)
                 joined = self._enter(wire, where, host, back)
             except OSError as error:  # a ConnectError, or the home directory can't be read just now
+                if error.errno == errno.ENOMEM:
+                    raise MemoryError(str(error)) from error
                 gone_s = time.monotonic() - begun
                 if isinstance(error, VersionMismatch) or gone_s + pause_s > self.timeout_s:
                     raise
@@ -82,8 +88,12 @@ class Membership:
                 return joined
         raise AssertionError("pauses end")
 
+    def pause(self, seconds: float) -> None:
+        """Wait, or until we give up."""
+        self._given_up.wait(seconds)
+
     def give_up(self) -> None:
-        """Have `come_back` return soon."""
+        """Have `come_back` and `pause` return soon."""
         self._given_up.set()
 
     def _enter(self, first: Wire, where: Place, host: str, back: Dict[str, Any]) -> Joined:

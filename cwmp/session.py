@@ -18,10 +18,11 @@ import threading
 from typing import Any, Callable, ContextManager, Dict, Iterable, List, Optional, Tuple
 
 from . import at_exit, defaults, payload
+from .carriers import Arrival
 from .collector import Collector
 from .errors import ConnectError, MasterLost
 from .functions import FunctionDumper
-from .link import CANCELLED, MASTER_LOST, Event, Link, OnEvents, warn_without_workers
+from .link import CANCELLED, MASTER_LOST, Event, Link, OnEvents, close_all
 from .membership import Joined, Membership
 from .messages import BLOB_STORE, GRANTED, RUNNING, Job
 from .outbox import OnReply, Settled, first_batch, sort_out
@@ -53,7 +54,7 @@ class Session(Link):
         self.cancelling = threading.RLock()
         """Held by who cancels a job, from asking the master to telling those who wait for the job."""
         self._idle = threading.Condition()  # notified when the last open job has ended
-        self._telling = self._explained = False  # events are being passed on; why nothing happens was said
+        self._telling = False  # events are being passed on
         self._closing = self._left = False  # no further submit; we have left
         self._uploads = Uploads(self._joined.store, self._joined.transfer, self._offer)
         self._functions = FunctionDumper(self._uploads.new_lot)
@@ -174,6 +175,12 @@ class Session(Link):
 
     def dispatch(self) -> None:
         """Collect events and pass them to `on_event`, until `close()` or the loss of the master."""
+        try:
+            self._collect()
+        finally:
+            self._end_open_jobs()
+
+    def _collect(self) -> None:
         collector = self._collector
         self._uploads.never_wait()
         stay: Optional[int] = 0
@@ -184,13 +191,13 @@ class Session(Link):
                     begun = True
                     self._begin_collecting(stay)
                 collector.read(self._pass_on)
+                self._barren = 0
                 self._uploads.tidy()
                 if not self._open:
                     collector.stand_aside()
             except Exception as error:
                 stay = self._mend(stay, error)
                 begun = False
-        self._end_open_jobs()
 
     def _begin_collecting(self, stay: int) -> None:
         """Ask for events over the connections of this stay."""
@@ -199,6 +206,7 @@ class Session(Link):
                 raise ConnectError("they have broken, too")
             joined, anew, self._anew = self._joined, self._anew, False
         self._collector.go_on(joined.collect, joined.ident, anew)
+        close_all(self._left_collect)
 
     def read_for(self, number: int, settle: Callable[[int, Any], bool]) -> None:
         """In a thread that waits for a job: read its end at once if nobody else does; see `Collector.visit`.
@@ -228,50 +236,42 @@ class Session(Link):
         self._open.pop(number, None)
         self._jobs.pop(number, None)
 
-    def _explain_wait(self) -> None:
-        """Nothing has happened for the length of a poll: if that is for want of workers, say so once."""
-        with self._lock:
-            if self._open and self._lost is None and not self._explained:
-                self._explained = True
-                self._request("status", on_reply=self._warn_without_workers)
-
-    def _warn_without_workers(self, status: Any) -> None:
-        if status and not status["workers"]:
-            warn_without_workers(len(self._open), self.place, status["name"])
-
     def _pass_on(self, events: List[Any]) -> bool:
         """Tell the owner of these jobs what became of them; returns whether any result was large."""
-        if not events:
-            self._explain_wait()
         tokens, jobs, large = self._open, self._jobs, False
+        if tokens and not events:
+            self._explain_wait(len(tokens))
         known = []
         self._telling = True  # jobs are not over before their owner knows
-        for number, kind, data in events:
-            if kind == RUNNING:
-                token = tokens.get(number)
-            else:
-                token = tokens.pop(number, None)
-                jobs.pop(number, None)
-            if type(data) is tuple:
-                large = True
-                data = (*data, self._uploads.fetch)
-            if token is not None:  # else it was withdrawn, or this is the second time
-                known.append((token, kind, data))
-            elif kind == GRANTED:
-                self._uploads.granted(data[0])
-        token = data = None
-        self._tell(known)
-        self._telling = False
+        try:
+            for number, kind, data in events:
+                if kind == RUNNING:
+                    token = tokens.get(number)
+                else:
+                    token = tokens.pop(number, None)
+                    jobs.pop(number, None)
+                if type(data) is tuple:
+                    large = True
+                    data = (*data, self._uploads.fetch)
+                if token is not None:  # else it was withdrawn, or this is the second time
+                    known.append((token, kind, data))
+                elif kind == GRANTED:
+                    self._uploads.granted(data[0])
+        finally:  # should memory run out, these are ours no longer
+            token = data = None
+            self._tell(known)
+            self._telling = False
         if not tokens:
             self._note_idle()
         return large
 
     def _tell(self, events: List[Event]) -> None:
         """Call the owner; nothing that happens there may end this thread."""
-        try:
-            self._on_events(events)
-        except BaseException:
-            log.exception("cwmp's own handling of events failed")
+        while events:
+            try:
+                self._on_events(events)  # which takes out what it is about to handle
+            except BaseException:
+                log.exception("cwmp's own handling of an event failed")
 
     # --- ending ------------------------------------------------------------------------------
 
@@ -302,16 +302,12 @@ class Session(Link):
 
     def abandon(self) -> None:
         """This process is a copy of the one that made the session: let go of it, and disturb nothing."""
-        self._lock = threading.RLock()  # whoever held it does not exist here
-        self._mending = threading.Lock()
+        self._abandon_connections()
         self._idle = threading.Condition()
         self._closing = self._left = True
-        self._lost = "it belongs to the process that this one was forked from"
         self._open.clear()
         self._collector.aside = False
         self._uploads.abandon()
-        for wire in (self._joined.submit, self._joined.collect):
-            wire.sock.close()  # without a shutdown, which would be for both
 
     def close_when_idle(self) -> None:
         """Accept no further job, and leave the cluster once none is open."""
@@ -355,36 +351,38 @@ class Session(Link):
         for request in heard:
             if request.method == "cancel":  # whose answer was lost: what will not be heard of was withdrawn
                 self._ask_what_is_alive(request, self._open)
+            elif request.on_reply == self._uploads.missing:  # whose answer was lost, too
+                self._ask_what_is_missing([("", name, size) for _, name, size in request.args[0]])
             elif request.on_reply != self._on_prompt_put:
                 settled.append((request.on_reply, None))
         return settled
+
+    def _ask_what_is_missing(self, arrivals: List[Arrival]) -> None:
+        """Tell a master that knows of nothing which large values we have; it says which it has not."""
+        self._request("offer", arrivals, [], [], True, on_reply=self._uploads.missing, target=BLOB_STORE)
 
     def _begin_anew(self, joined: Joined) -> Settled:
         """The master is another one, or has given us up: it gets all open jobs."""
         settled, withdrawn, arrivals = sort_out(self._outbox.begins_anew(), self._open)
         offers = self._uploads.move(joined.store, joined.transfer, arrivals)
         if offers:
-            self._request("offer", offers, [], [], True, on_reply=self._uploads.missing, target=BLOB_STORE)
+            self._ask_what_is_missing(offers)
         withdrawn.update(job[0] for job in self._pending)
         again = [job for number, job in list(self._jobs.items()) if number not in withdrawn]
         self._pending = again + self._pending
         self._anew = True
         return settled
 
-    def _lose(self, why: str) -> None:
-        """The session is over: wake everybody who waits for it."""
+    def _on_lost(self) -> None:
         with self._lock:
-            if self._lost is None:
-                self._lost = f"the master at {self.place} {why}"
-            requests = self._outbox.drain()
             self._pending = []
         self._uploads.end()
-        for request in requests:
-            if request.on_reply != self._on_prompt_put:
-                request.on_reply(None)
 
     def _end_open_jobs(self) -> None:
         """In the dispatcher thread, last of all: every job still open has its outcome now."""
+        if self._lost is None:  # something failed on our way back
+            self._lost = "this client broke down: see the traceback of the thread that collects its events"
+            self._hang_up()
         kind = CANCELLED if self._left else MASTER_LOST
         while self._open:
             _, token = self._open.popitem()

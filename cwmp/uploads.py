@@ -257,10 +257,10 @@ class Uploads:
         held = [("", name, held.size) for name, held in self._held.items() if name not in coming]
         return [*on_way, *held]
 
-    def missing(self, names: Sequence[str]) -> None:
-        """The new master does not have these: whoever needs them again brings them again."""
+    def missing(self, names: Optional[Sequence[str]]) -> None:
+        """The new master has none of these: whoever needs one again brings it again. None: it never said."""
         with self._room:
-            for name in names:
+            for name in names or ():
                 held = self._held.pop(name, None)
                 if held is not None and self._by_sample.get(held.sample) == name:
                     del self._by_sample[held.sample]

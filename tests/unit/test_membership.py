@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from typing import Any, List
@@ -45,6 +46,13 @@ def test_the_time_is_limited_and_the_last_error_is_told() -> None:
     with pytest.raises(ConnectError, match="refused again"):
         Membership(way, 0.3).come_back(FORMER)
     assert way.looked > 1
+
+
+def test_a_lack_of_memory_is_not_the_masters_absence() -> None:
+    way = Way(OSError(errno.ENOMEM, "Cannot allocate memory"))
+    with pytest.raises(MemoryError):
+        Membership(way, 60.0).come_back(FORMER)
+    assert way.looked == 1
 
 
 def test_without_patience_there_is_one_attempt() -> None:
