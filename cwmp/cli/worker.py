@@ -115,7 +115,10 @@ def _work(args: argparse.Namespace) -> int:
         place=Place(args.blob_dir, args.blob_limit),
     )
     common.on_stop_signals(agent.drain)
-    agent.run()
+    try:
+        agent.run()
+    except MemoryError as error:
+        raise common.Failed("out of memory: this worker ends, and what it had runs on others") from error
     return 0
 
 

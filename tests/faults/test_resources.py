@@ -24,6 +24,7 @@ from cwmp.server import Server
 from cwmp.transport import connect
 from tests.faults import jobs
 from tests.faults import processes as see
+from tests.faults.short_of_memory import JOBS, sixty_thousand_bytes
 from tests.waiting import wait_until
 
 WAIT_S = 60.0
@@ -448,3 +449,36 @@ def test_a_master_without_memory_gives_up_who_takes_most_of_it() -> None:
                 assert list(another.map(abs, range(100))) == list(range(100))
         assert len(re.findall("out of memory: gave up client", master.text)) == 1
         assert "Traceback" not in master.text
+
+
+def test_a_worker_without_memory_leaves_its_jobs_to_others() -> None:
+    with Master() as master, master.executor() as executor, master.worker() as short:
+        assert executor.submit(abs, -1).result(WAIT_S) == 1
+        pid = short.process.pid
+        used = psutil.Process(pid).memory_info().vms
+        resource.prlimit(pid, resource.RLIMIT_AS, (used + (256 << 10), resource.RLIM_INFINITY))
+        futures = [executor.submit(sixty_thousand_bytes, number) for number in range(1000)]
+        short.wait_for("cwmp-worker: out of memory: this worker ends, and what it had runs on others\n$")
+        assert short.process.wait(WAIT_S) == 1
+        assert "Traceback" not in short.text
+        with master.worker():
+            assert {len(future.result(WAIT_S)) for future in futures} == {60_000}
+
+
+def test_a_program_without_memory_for_its_results_is_told_and_the_cluster_goes_on() -> None:
+    with Master() as master, master.executor() as another, master.worker():
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.faults.short_of_memory", master.address],
+            env={**os.environ, "CWMP_AUTHKEY": KEY},
+            cwd=see.ROOT,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        ends = dict(reversed(line.split(" ", 1)) for line in done.stdout.splitlines())
+        assert sum(map(int, ends.values())) == JOBS
+        reason = "was left: this program has no memory for what its jobs return"
+        lost = f"MasterLost: the master at {master.address} {reason}"
+        assert {"a result", lost} <= ends.keys()
+        assert list(another.map(abs, range(100))) == list(range(100))
