@@ -54,6 +54,10 @@ def test_nothing_happens_to_what_is_away(seed: int) -> None:
         assert len(away) <= 2, "half of them are there to do the jobs"
 
 
+def test_a_pick_is_always_less_than_the_whole() -> None:
+    assert max(action.pick for seed in range(50) for action in schedule(seed, 10 * MINUTES)) < 1.0
+
+
 def test_the_run_of_every_day_has_all_kinds() -> None:
     assert {action.kind for action in schedule(SEED, MINUTES)} == set(KINDS)
 

@@ -63,7 +63,7 @@ def _of_kind(
         act, target, for_s = _CHOICES[kind](chance, clients, workers)
         if at_s + for_s > length_s - FIRST_S:
             return
-        yield Action(round(at_s, 2), kind, act, target, round(for_s, 2), round(chance.random(), 3))
+        yield Action(round(at_s, 2), kind, act, target, round(for_s, 2), int(chance.random() * 1000) / 1000)
 
 
 Choice = Tuple[str, str, float]
