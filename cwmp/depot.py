@@ -214,9 +214,12 @@ class Depot:
         self.shelf.close()
 
 
-def mark_of(name: str, authkey: bytes) -> str:
-    """What a master of this cluster that was started anew knows its predecessor's shelf by."""
-    return hmac.new(authkey, b"shelf of " + name.encode(), hashlib.sha256).hexdigest()
+def mark_of(name: str, authkey: bytes, place: str) -> str:
+    """What a master of this cluster that was started anew knows its predecessor's shelf by.
+
+    Of one name, one user and one key there may be several: no other of them may have the same `place`.
+    """
+    return hmac.new(authkey, os.fsencode(f"shelf of {name}\n{place}"), hashlib.sha256).hexdigest()
 
 
 def _checked(refs: Any) -> Tuple[Ref, ...]:

@@ -136,7 +136,8 @@ class Master:
 
     Raises OSError, naming the address, where it can't listen. `leash_fd` is a descriptor whose end
     of file stops the master: who holds the other end takes it along, however it ends. Large values
-    are kept in a directory made in `blob_dir`, `blob_limit` bytes of them at most; see `shelf`.
+    are kept in a directory made in `blob_dir`, `blob_limit` bytes of them at most; see `shelf`. `listed_in`
+    is the directory where this name stands for no other master; without one, its port tells it from others.
     """
 
     def __init__(
@@ -150,10 +151,19 @@ class Master:
         leash_fd: Optional[int] = None,
         blob_dir: Optional[str] = None,
         blob_limit: Optional[int] = None,
+        listed_in: Optional[str] = None,
     ) -> None:
         self.name, self._encrypt = name, encrypt
         self.nonce = os.urandom(8).hex()  # tells this master from every other
-        self.depot = Depot(blob_dir, blob_limit, self._notify, mark_of(name, authkey))
+        self._loop = Loop()
+        self._server = Server((host, port), authkey, self._loop, encrypt)
+        self.address: Tuple[str, int] = self._server.address
+        mark = mark_of(name, authkey, listed_in or f"port {self.address[1]}")
+        try:
+            self.depot = Depot(blob_dir, blob_limit, self._notify, mark)
+        except BaseException:
+            self._server.close()
+            raise
         self.broker = Broker(blobs=self.depot, first=1 + 1000 * random.SystemRandom().randrange(100_000))
         self.depot.on_offer = self.broker.note_request
         self.slots: Dict[int, int] = {}  # by worker
@@ -171,17 +181,10 @@ class Master:
         self._members.on_gone = self.part
         self._shortage = Shortage(self.broker, self._members)
         self._stopping = False
-        self._loop = Loop()
-        try:
-            self._server = Server((host, port), authkey, self._loop, encrypt)
-        except BaseException:
-            self.depot.close()
-            raise
         self._server.on_gone = self._members.lose
         self._server.serve(JOB_QUEUE, JobQueue(self), JobQueue.exposed)
         self._server.serve(RESULT_QUEUE, ResultQueue(self), ResultQueue.exposed)
         self._server.serve(BLOB_STORE, self.depot, Depot.exposed)
-        self.address: Tuple[str, int] = self._server.address
         if leash_fd is not None:
             self._loop.watch(leash_fd, lambda: self._on_leash(leash_fd))
 

@@ -92,6 +92,7 @@ def _serve(args: argparse.Namespace) -> int:
             leash_fd=leash_fd,
             blob_dir=args.blob_dir,
             blob_limit=args.blob_limit,
+            listed_in=None if args.unlisted else str(home.home()),
         )
     except OSError as error:
         place = rendezvous.format_address(bind or "*", args.port)

@@ -40,8 +40,13 @@ class HandMadeCluster:
 
     def start_master(self) -> subprocess.Popen[bytes]:
         """Start the master, for the first time or again, and wait until it answers."""
-        self.master = self._start("master", "--host", "127.0.0.1", "--port", str(self.port), "--unlisted")
+        master = self.try_master()
         wait_until(lambda: self.status() is not None, timeout_s=SOON_S, describe=self.log.read_text)
+        return master
+
+    def try_master(self) -> subprocess.Popen[bytes]:
+        """Start the master, which may fail."""
+        self.master = self._start("master", "--host", "127.0.0.1", "--port", str(self.port), "--unlisted")
         return self.master
 
     def start_worker(self, *options: str, slots: int = 2, address: str = "") -> subprocess.Popen[bytes]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any, Iterator, List
+from typing import Any, Callable, Iterator, List
 
 import numpy as np
 import pytest
@@ -128,10 +129,30 @@ def test_large_and_shared_values_are_there_as_before(cluster: HandMadeCluster, t
         assert [future.result(timeout=SOON_S) for future in queued] == expected
 
 
-def test_others_leave_the_large_values_of_a_dead_master_alone_while_it_is_waited_for(
-    cluster: HandMadeCluster, tmp_path: Path
-) -> None:
+def another_that_sweeps(cluster: HandMadeCluster, directory: Path) -> None:
     """Every master looks at its start for what dead ones have left."""
+    with LocalCluster(1):
+        pass
+
+
+def another_of_the_same_name_and_key(cluster: HandMadeCluster, directory: Path) -> None:
+    """It listens on another port."""
+    with HandMadeCluster(directory) as other:
+        other.start_master()
+
+
+def a_start_that_finds_the_port_taken(cluster: HandMadeCluster, directory: Path) -> None:
+    """By somebody who is gone before the next one."""
+    with socket.create_server(("127.0.0.1", cluster.port)):
+        assert cluster.try_master().wait(SOON_S) == 1
+
+
+@pytest.mark.parametrize(
+    "intrude", [another_that_sweeps, another_of_the_same_name_and_key, a_start_that_finds_the_port_taken]
+)
+def test_others_leave_the_large_values_of_a_dead_master_alone_while_it_is_waited_for(
+    cluster: HandMadeCluster, tmp_path: Path, intrude: Callable[[HandMadeCluster, Path], None]
+) -> None:
     cluster.start_worker(slots=1)
     gate, notes = tmp_path / "gate", tmp_path / "notes"
     array = np.arange(500_000, dtype=float)
@@ -140,8 +161,7 @@ def test_others_leave_the_large_values_of_a_dead_master_alone_while_it_is_waited
         queued = executor.submit(total, array + 1)
         wait_for_lines(notes)
         cluster.kill_master()
-        with LocalCluster(1):
-            pass
+        intrude(cluster, tmp_path)
         cluster.start_master()
         gate.touch()
         assert queued.result(timeout=SOON_S) == float((array + 1).sum())
