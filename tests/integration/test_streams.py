@@ -212,6 +212,7 @@ def test_shutdown_that_cancels(cluster: LocalCluster, gate: see.Gate) -> None:
     executor = cluster.executor()
     results = executor.map_unordered(jobs.begin_and_wait, *map(endlessly, gate.paths), buffersize=10)
     gate.wait_for(2)
+    wait_until(lambda: see.jobs(cluster)["queued"] == 8, timeout_s=WAIT_S)  # the worker has given them back
     executor.shutdown(wait=False, cancel_futures=True)
     with pytest.raises(CancelledError):
         next(results)
