@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, Iterator, List
@@ -250,11 +251,15 @@ def test_a_client_away_killed_while_it_sends(tmp_path: Path, pause_s: float) -> 
 # --- left by others -------------------------------------------------------------------------
 
 
-def test_a_shelf_is_swept_only_when_its_owner_is_dead(tmp_path: Path) -> None:
-    mine = shelf.Shelf()
+def test_a_shelf_is_swept_only_when_its_owner_is_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where no neighbour sweeps
+    mine = shelf.Shelf(str(tmp_path))
     try:
-        code = "from cwmp import shelf; import os; print(shelf.Shelf().path, flush=True); os.abort()"
-        done = subprocess.run([sys.executable, "-c", code], cwd=see.ROOT, capture_output=True, text=True)
+        code = "from cwmp import shelf; import os, sys; print(shelf.Shelf(sys.argv[1]).path, flush=True)"
+        command = [sys.executable, "-c", f"{code}; os.abort()", str(tmp_path)]
+        done = subprocess.run(command, cwd=see.ROOT, capture_output=True, text=True)
         dead = done.stdout.strip()
         assert os.path.isdir(dead)
         assert dead in shelf.sweep()
