@@ -6,6 +6,7 @@ no lock to hold, no hand-off between threads to pay for, and no peer that can ho
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import selectors
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .tls import AnySocket
 
 _WRITE_AT_ONCE_BYTES = 64 << 10
+_LAST_READS = 100  # of a connection that is about to be closed
 
 
 class _Selector:
@@ -169,6 +171,8 @@ class Channel:
         self._on_close = on_close
         self._reader, frames = already or (FrameReader(), [])
         self._unsent: Deque[Union[bytes, memoryview]] = deque()
+        self._can_send = True
+        self._trouble = ""  # why it can't
         loop.watch(sock, self._readable)
         if frames:
             loop.post(lambda: self._on_frames(frames))
@@ -180,7 +184,7 @@ class Channel:
 
     def send(self, *bodies: bytes) -> None:
         """Send frames, now as far as the peer takes them and later for the rest."""
-        if not self.open:
+        if not self._can_send:
             return
         if len(bodies) == 1 and len(bodies[0]) <= _WRITE_AT_ONCE_BYTES and not self._unsent:
             self._send_at_once(header(len(bodies[0])) + bodies[0])
@@ -209,7 +213,7 @@ class Channel:
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as error:
-            self._lost(os.strerror(error.errno) if error.errno else str(error))
+            self._give_up_sending(_said_by(error))
             return
         if sent < len(data):
             self._unsent.append(memoryview(data)[sent:])
@@ -217,7 +221,7 @@ class Channel:
 
     def detach(self) -> AnySocket:
         """Let go of the connection without ending it."""
-        self.open = False
+        self.open = self._can_send = False
         self._unsent.clear()
         self._loop.forget(self.sock)
         return self.sock
@@ -225,10 +229,22 @@ class Channel:
     def close(self) -> None:
         """End the connection; `on_close` is not called."""
         if self.open:
-            self.open = False
+            self.open = self._can_send = False
             self._unsent.clear()
             self._loop.forget(self.sock)
             self.sock.close()
+
+    def hear_out(self) -> None:
+        """Pass on what the peer has said so far; to be called when the connection is about to be closed."""
+        frames: List[bytes] = []
+        with contextlib.suppress(OSError, FrameError):
+            for _ in range(_LAST_READS if self.open else 0):
+                data = self.sock.recv(defaults.READ_BYTES)
+                if not data:
+                    break
+                frames += self._reader.feed(data)
+        if frames:
+            self._on_frames(frames)
 
     def _readable(self) -> None:
         if not self.open:
@@ -241,7 +257,7 @@ class Channel:
         except FrameError as error:
             self._lost(str(error))
         except OSError as error:
-            self._lost(os.strerror(error.errno) if error.errno else str(error))
+            self._lost(_said_by(error))
         else:
             if not data:
                 self._lost("closed by the other side")
@@ -268,9 +284,25 @@ class Channel:
         except (BlockingIOError, InterruptedError):
             pass
         except OSError as error:
-            self._lost(os.strerror(error.errno) if error.errno else str(error))
+            self._give_up_sending(_said_by(error))
+
+    def _give_up_sending(self, reason: str) -> None:
+        """The connection is broken. That is dealt with by the loop, not in the middle of whatever sends."""
+        self._can_send, self._trouble = False, reason
+        self._unsent.clear()
+        self._loop.post(self._end)
+
+    def _end(self) -> None:
+        try:
+            self.hear_out()
+        finally:
+            self._lost(self._trouble)
 
     def _lost(self, reason: str) -> None:
         if self.open:
             self.close()
-            self._on_close(reason)
+            self._on_close(self._trouble or reason)
+
+
+def _said_by(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else str(error)

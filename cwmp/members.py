@@ -137,16 +137,25 @@ class Members:
     # --- going -------------------------------------------------------------------------------
 
     def lose(self, peer: Peer, reason: str) -> None:
-        """A connection has ended."""
-        members, peer.former, peer.member = [*peer.former, peer.member], [], None
-        for member in members:
-            if member is not None and member in self._peers and member not in self._away:
-                until = self._clock() + _patience_s(member[0], reason)
-                self._away[member] = _Away(until, f"connection {reason}")
-                if member[0] == CLIENT:
-                    self._broker.client_away(member[1])
-                self._close(self._peers[member])
-                self.on_away(member)
+        """A connection has ended. A goodbye that came over another one of the same member counts."""
+        members = [member for member in (*peer.former, peer.member) if member is not None]
+        peer.former, peer.member = [], None
+        try:
+            for other in [other for member in members for other in self._peers.get(member, ())]:
+                other.hear_out()
+        finally:
+            for member in members:
+                self._miss(member, reason)
+
+    def _miss(self, member: Member, reason: str) -> None:
+        """A member that has lost a connection is away, unless it has left."""
+        if member in self._peers and member not in self._away:
+            until = self._clock() + _patience_s(member[0], reason)
+            self._away[member] = _Away(until, f"connection {reason}")
+            if member[0] == CLIENT:
+                self._broker.client_away(member[1])
+            self._close(self._peers[member])
+            self.on_away(member)
 
     def part(self, member: Member, reason: Optional[str]) -> None:
         """A member says goodbye, or is given up for a reason."""
@@ -193,8 +202,10 @@ class Members:
 
     def _close(self, peers: Iterable[Peer]) -> None:
         """Close connections. A plain BaseManager may have others of its members on the same one."""
-        for peer in list(peers):
-            peer.close()
+        closed = list(peers)
+        for peer in closed:
+            peer.close()  # all of them first: none is listened to any more
+        for peer in closed:
             self.lose(peer, "closed with that of another member")
 
 

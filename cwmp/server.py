@@ -82,6 +82,10 @@ class Peer:
         """Send an error for a standing request."""
         self.channel.send(dump_message((FAILURE, failure(error))))
 
+    def hear_out(self) -> None:
+        """Take what has come over this connection, which is about to be closed for another's sake."""
+        self.channel.hear_out()
+
     def close(self) -> None:
         """End the connection; nobody is told."""
         self._server.forget(self)

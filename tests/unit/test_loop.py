@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -257,9 +258,49 @@ def test_a_broken_connection_is_found_when_sending(ends: Ends) -> None:
     ends.peer.close()
     for _ in range(3):
         ends.channel.send(bytes(100_000))
-    assert len(ends.reasons) == 1
-    assert ends.reasons[0]
+    assert ends.reasons == [], "whoever sends is not disturbed"
     assert not ends.channel.congested
+    ends.run_until(lambda: ends.reasons)
+    assert ends.reasons == [os.strerror(errno.EPIPE)]
+    assert not ends.channel.open
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_what_the_peer_said_before_it_hung_up_is_heard(ends: Ends, size: int) -> None:
+    ends.peer.sendall(sent(b"last") + sent(b"words"))
+    ends.peer.close()
+    ends.channel.send(bytes(size))
+    ends.run_until(lambda: ends.reasons)
+    assert ends.frames == [b"last", b"words"]
+    assert ends.reasons == [os.strerror(errno.EPIPE)]
+
+
+def test_a_channel_that_cannot_send_is_closed_when_what_it_heard_makes_trouble(loop: Loop) -> None:
+    def on_frames(frames: List[bytes]) -> None:
+        raise MemoryError
+
+    ours, theirs = socket.socketpair()
+    reasons: List[str] = []
+    channel = Channel(loop, ours, on_frames, reasons.append)
+    theirs.sendall(sent(b"too much"))
+    theirs.close()
+    channel.send(b"x")
+    loop.forget(ours)  # or it might be read from before
+    with pytest.raises(MemoryError):
+        loop.poll(10)
+    assert len(reasons) == 1
+
+
+def test_hearing_out_takes_no_waiting(ends: Ends) -> None:
+    ends.channel.hear_out()
+    ends.peer.sendall(sent(b"one") + sent(b"two")[:-1])
+    ends.channel.hear_out()
+    assert (ends.frames, ends.channel.open) == ([b"one"], True)
+    ends.peer.sendall(b"o")
+    ends.channel.hear_out()
+    assert ends.frames == [b"one", b"two"]
+    ends.channel.close()
+    ends.channel.hear_out()
 
 
 def test_garbage_ends_the_connection(ends: Ends) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import pytest
 
@@ -29,6 +29,11 @@ class Peer:
         self.former: List[Member] = []
         self.closed = False
         self.failed: List[Exception] = []
+        self.unheard: List[Callable[[], None]] = []
+
+    def hear_out(self) -> None:
+        while self.unheard and not self.closed:
+            self.unheard.pop(0)()
 
     def close(self) -> None:
         self.closed = True
@@ -95,6 +100,28 @@ def test_one_broken_connection_closes_the_others_of_the_member() -> None:
     other, _ = master.join(CLIENT, member=client)
     master.members.lose(peer, CLOSED)
     assert other.closed
+    assert master.away == [(CLIENT, client)]
+
+
+@pytest.mark.parametrize("role", [CLIENT, WORKER])
+def test_who_says_goodbye_over_one_connection_and_closes_both_is_not_waited_for(role: str) -> None:
+    """Which of the two is looked at first is chance."""
+    master = Master()
+    peer, welcome = master.join(role)
+    member = (role, welcome["member"])
+    other, _ = master.join(role, member=welcome["member"])
+    peer.unheard = [lambda: master.members.part(member, None), lambda: master.members.lose(peer, CLOSED)]
+    master.members.lose(other, CLOSED)
+    assert master.gone == [(member, None)]
+    assert master.away == []
+
+
+def test_a_member_that_says_nothing_more_when_it_is_heard_out_is_away() -> None:
+    master, (peer, client), _ = with_client_and_worker()
+    other, _ = master.join(CLIENT, member=client)
+    peer.unheard = [lambda: master.members.lose(peer, CLOSED)]
+    master.members.lose(other, CLOSED)
+    assert master.gone == []
     assert master.away == [(CLIENT, client)]
 
 

@@ -39,6 +39,9 @@ class Peer:
         self.outward: Deque[Tuple[Any, ...]] = deque()
         self.open = True
 
+    def hear_out(self) -> None:
+        """Of members with one connection there is none to be heard out for another's sake."""
+
     def close(self) -> None:
         """What has arrived and was not looked at is lost; so is what was sent."""
         self.open = False
