@@ -7,7 +7,6 @@ served: so what came in together goes out together.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import platform
@@ -113,7 +112,10 @@ class ResultQueue:
                 broker.decline(worker, whole_numbers(report["unfit"]))
             if "limit" in report:
                 self._master.set_limit(worker, report["limit"])
-        return origins if prompt or origins else RECEIPT
+        if origins:  # at once: if we are killed when others have heard, it must know whose jobs it runs
+            peer.answer(origins)
+            return STANDING
+        return None if prompt else RECEIPT
 
     def collect(self, peer: Peer, client: int, after: int) -> Any:
         """From now on send a client its events that follow number `after`; again: up to there it has them."""
@@ -191,7 +193,6 @@ class Master:
     def serve(self) -> None:
         """Serve until `stop()`."""
         next_sweep = self.now() + defaults.SWEEP_S
-        _relax_collector()
         try:
             while not self._stopping:
                 try:
@@ -395,9 +396,3 @@ class Master:
             "blobs": self.depot.status(),
             **self.broker.status(self.now()),
         }
-
-
-def _relax_collector() -> None:
-    """Let Python look for reference cycles less often: a queue of jobs is large, and has none."""
-    gc.freeze()
-    gc.set_threshold(defaults.COLLECT_EVERY, 50, 100)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import platform
 import sys
@@ -99,6 +100,7 @@ def _serve(args: argparse.Namespace) -> int:
         raise common.Failed(f"cannot listen on {place}: {error.strerror or error}") from None
     common.on_stop_signals(master.stop)
     threading.stack_size(STACK_BYTES)
+    _relax_collector()
     host, port = master.address
     with contextlib.ExitStack() as cleanup:
         if not args.unlisted:
@@ -120,6 +122,12 @@ def _serve(args: argparse.Namespace) -> int:
         common.announce(args, f"cwmp-master: listening on {place} (cluster {name}, pid {os.getpid()})")
         master.serve()
     return 0
+
+
+def _relax_collector() -> None:
+    """Let Python look for reference cycles less often: a queue of jobs is large, and has none."""
+    gc.freeze()
+    gc.set_threshold(defaults.COLLECT_EVERY, 50, 100)
 
 
 def _key(args: argparse.Namespace, name: str) -> bytes:

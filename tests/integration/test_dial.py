@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import socket
 import sys
 import threading
@@ -33,7 +32,6 @@ NO_SUCH_NODE = "no-such-node.invalid"
 @contextlib.contextmanager
 def serving(host: str, port: int, key: bytes, name: str) -> Iterator[Master]:
     """A master in a thread."""
-    thresholds = gc.get_threshold()
     master = Master(host, port, key, name=name)
     thread = threading.Thread(target=master.serve, name=f"master of {name}")
     thread.start()
@@ -42,8 +40,6 @@ def serving(host: str, port: int, key: bytes, name: str) -> Iterator[Master]:
     finally:
         master.stop()
         thread.join(10)
-        gc.unfreeze()
-        gc.set_threshold(*thresholds)
 
 
 @pytest.fixture

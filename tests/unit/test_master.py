@@ -106,3 +106,17 @@ def test_a_client_lost_while_it_is_told_costs_the_others_nothing(
     for told in collecting[2:]:
         assert told.reply() == (1, [(1, 0, b"r")])
     assert "an error of its own" not in caplog.text
+
+
+def test_a_worker_knows_whose_job_it_runs_before_anybody_hears_that_it_does(
+    members: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the job would be run again for a master that is killed in between."""
+    wire, ident = members.worker(room=1)
+    client, client_ident = members.join("client")
+    client.call(JOB_QUEUE, "put", client_ident, [(1, b"f", b"x")], True)
+    [lease] = wire.reply()
+    monkeypatch.setattr(members.master, "_deliver", lambda: None)
+    monkeypatch.setattr(members.master._server, "flush", lambda: None)
+    wire.deadline(10)
+    assert wire.call(RESULT_QUEUE, "report", ident, {"running": [lease[0]]}, False) == [(client_ident, 1)]

@@ -137,7 +137,6 @@ def no_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def master() -> Iterator[Master]:
-    thresholds = gc.get_threshold()
     master = Master("127.0.0.1", 0, KEY, name="tested")
     thread = threading.Thread(target=master.serve, name="master under test")
     thread.start()
@@ -145,8 +144,6 @@ def master() -> Iterator[Master]:
     alive = thread.is_alive()
     master.stop()
     thread.join(10)
-    gc.unfreeze()
-    gc.set_threshold(*thresholds)
     assert alive, "the master has ended by itself"
 
 
@@ -411,7 +408,6 @@ def test_closing_the_server_ends_silent_connections() -> None:
 
 def test_a_master_that_stops_leaves_no_socket_open(recwarn: pytest.WarningsRecorder) -> None:
     """With a silent connection, and with one that has proven its key."""
-    thresholds = gc.get_threshold()
     master = Master("127.0.0.1", 0, KEY)
     thread = threading.Thread(target=master.serve)
     thread.start()
@@ -423,8 +419,6 @@ def test_a_master_that_stops_leaves_no_socket_open(recwarn: pytest.WarningsRecor
         assert not thread.is_alive()
         wait_until(lambda: not handshakes())
         del master, thread
-        gc.unfreeze()
-        gc.set_threshold(*thresholds)
         gc.collect()
     with pytest.raises((EOFError, ConnectionError)):
         wire.call(JOB_QUEUE, "status")
