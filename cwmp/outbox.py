@@ -14,6 +14,11 @@ from .messages import Job
 
 OnReply = Callable[[Any], None]
 
+
+def do_nothing(_: Any) -> None:
+    """With a reply that nobody waits for."""
+
+
 COUNTED = ("put", "cancel", "offer")
 """What the master counts. The other requests only ask, and can be asked again."""
 

@@ -22,10 +22,11 @@ from .carriers import Arrival
 from .collector import Collector
 from .errors import ConnectError, MasterLost
 from .functions import FunctionDumper
+from .interrupts import let_go
 from .link import CANCELLED, MASTER_LOST, Event, Link, OnEvents, close_all
 from .membership import Joined, Membership
 from .messages import BLOB_STORE, GRANTED, RUNNING, Job
-from .outbox import OnReply, Settled, first_batch, sort_out
+from .outbox import OnReply, Settled, do_nothing, first_batch, sort_out
 from .references import HeldClasses
 from .shared import Shared
 from .uploads import Uploads
@@ -72,33 +73,37 @@ class Session(Link):
 
         Large arguments go first, and wait while the master has no room for them.
         """
-        function_bytes, call, keys = self._functions.dump_job(function, args, kwargs)
-        with self._lock:
-            if self._closing:
-                raise RuntimeError("this client has been stopped: no job can be submitted to it")
-            if self._lost is not None:
-                raise MasterLost(self._lost)
-            number = self._next_number = self._next_number + 1
-            job = (number, function_bytes, call)
-            sent_before = self._submit_wire.sent
-            try:
-                self._open[number] = token
-                self._jobs[number] = job
-                self._classes.hold(keys)
-                if self._prompt_under_way:
-                    self._pending.append(job)
-                else:
-                    self._put([job])
-                if self._collector.aside and len(self._open) > 1:
-                    self._collector.recall()
-            except BaseException:  # an interrupt, after which the caller may well go on
-                on_its_way = self._submit_wire.sent > sent_before or job in self._pending[-1:]
-                if not on_its_way:
-                    self._forget(number)
-                raise
-        if type(call) is tuple or type(function_bytes) is tuple:
-            self._uploads.sent(function_bytes, call)
-        return number
+        try:
+            function_bytes, call, keys = self._functions.dump_job(function, args, kwargs)
+            with self._lock:
+                if self._closing:
+                    raise RuntimeError("this client has been stopped: no job can be submitted to it")
+                if self._lost is not None:
+                    raise MasterLost(self._lost)
+                number = self._next_number = self._next_number + 1
+                job = (number, function_bytes, call)
+                sent_before = self._submit_wire.sent
+                try:
+                    self._open[number] = token
+                    self._jobs[number] = job
+                    self._classes.hold(keys)
+                    if self._prompt_under_way:
+                        self._pending.append(job)
+                    else:
+                        self._put([job])
+                    if self._collector.aside and len(self._open) > 1:
+                        self._collector.recall()
+                except BaseException:  # an interrupt, after which the caller may well go on
+                    on_its_way = self._submit_wire.sent > sent_before or job in self._pending[-1:]
+                    if not on_its_way:
+                        self._forget(number)
+                    raise
+            if type(call) is tuple or type(function_bytes) is tuple:
+                self._uploads.sent(function_bytes, call)
+            return number
+        except BaseException as error:
+            let_go(self._lock, error)
+            raise
 
     def share(self, value: Any) -> Shared:
         """A handle that is this value in jobs. Raises PayloadError or MasterLost."""
@@ -113,7 +118,7 @@ class Session(Link):
             while self._pending and any(gone):
                 self._put(self._next_batch())
             message = (arrivals, *gone, on_reply is not None)
-            self._request("offer", *message, on_reply=on_reply or _do_nothing, target=BLOB_STORE)
+            self._request("offer", *message, on_reply=on_reply or do_nothing, target=BLOB_STORE)
 
     def _put(self, jobs: List[Job]) -> None:
         """Send jobs; with the lock held.
@@ -122,7 +127,7 @@ class Session(Link):
         `prompt`: what is submitted until its receipt is here travels together.
         """
         prompt = len(jobs) > 1 or bool(self._pending) or len(self._open) > defaults.UNHURRIED
-        self._request("put", jobs, prompt, on_reply=self._on_prompt_put if prompt else _do_nothing)
+        self._request("put", jobs, prompt, on_reply=self._on_prompt_put if prompt else do_nothing)
         self._prompt_under_way = prompt
 
     def withdraw(self, numbers: Iterable[int]) -> List[int]:
@@ -392,7 +397,3 @@ class Session(Link):
         self._note_idle()
         self._reader.join(defaults.REPLY_S)
         self._close_wires()
-
-
-def _do_nothing(_: Any) -> None:
-    """With the receipt of a put that nobody waits for."""

@@ -20,6 +20,7 @@ from typing import Any, List, Tuple, Union
 from . import defaults
 from .encryption import CERT, Encryption
 from .errors import KeyFileError, UsageError
+from .interrupts import let_go
 
 HANDSHAKE_BYTES = 8 << 10
 """Bytes read of one who is still shaking hands. Fewer: long chains of certificates do not fit."""
@@ -139,7 +140,7 @@ class TlsSocket:
         self._sock = sock
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = made.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
-        self._lock = threading.Lock()  # guards the three above: OpenSSL takes one thread at a time
+        self._lock = threading.RLock()  # guards the three above: OpenSSL takes one thread at a time
         self._moving: Tuple[List[bytes], List[int]] = ([], [])  # on its way out, and what of it has gone
         self._accepted = 0  # bytes that were encrypted for a `send` which has yet to say so
 
@@ -207,6 +208,10 @@ class TlsSocket:
                 gone.extend(map(self._sock.send, (left,)))
             else:
                 self._moving = ([], [])
+
+    def go_on_after(self, error: BaseException) -> None:
+        """`encrypt` or `flush` raised this, which may be an interrupt."""
+        let_go(self._lock, error)
 
     def send(self, data: Union[bytes, memoryview]) -> int:
         """Send the beginning of `data`, and say how much; after BlockingIOError ask for the same again."""

@@ -259,24 +259,25 @@ class TlsWire(Wire):
         sock, number = self.sock, self.sent + 1
         small = len(body) <= _ONE_WRITE_BYTES
         parts = [header(len(body)) + body] if small else [header(len(body)), body]
-        taken, offered = 0, 0  # bytes, always changed together
+        progress = (0, 0)  # bytes taken in, and offered behind those: one object, so that both change at once
         interrupt: Optional[BaseException] = None
         while self.sent != number:
             try:
                 while True:
-                    if offered and sock.holds:
-                        taken, offered = taken + offered, 0
+                    if progress[1] and sock.holds:
+                        progress = (sum(progress), 0)
                     sock.flush()
-                    rest = memoryview(_behind(parts, taken))[: defaults.MAX_BATCH_BYTES]
+                    rest = memoryview(_behind(parts, progress[0]))[: defaults.MAX_BATCH_BYTES]
                     if not rest:
                         self.sent = number
                         break
-                    offered = len(rest)
+                    progress = (progress[0], len(rest))
                     sock.encrypt(rest)
             except OSError:
                 raise
             except BaseException as error:
-                if not taken and not sock.holds:
+                sock.go_on_after(error)
+                if not progress[0] and not sock.holds:
                     raise
                 interrupt = error
         if interrupt is not None:

@@ -25,6 +25,7 @@ from cwmp.transport import connect
 from tests.faults import processes as see
 from tests.faults import shelves
 from tests.integration.test_lone_jobs import INTERRUPTED
+from tests.interrupts import interrupt_submit_everywhere
 from tests.tls_files import certificates, needs_openssl, needs_psk, variables
 from tests.waiting import wait_until
 
@@ -134,6 +135,11 @@ def test_large_values_travel_to_a_worker_elsewhere_and_back(cluster: LocalCluste
             shared = executor.share(values[0])
             assert list(executor.map(len, [shared] * 20)) == [len(values[0])] * 20
             assert executor.submit(size_and_content, 40 * MB).result(WAIT_S) == b"r" * (40 * MB)
+
+
+def test_wherever_an_interrupt_comes_in_submit(cluster: LocalCluster) -> None:
+    with cluster.executor() as executor:
+        assert interrupt_submit_everywhere(executor) > 20
 
 
 @pytest.mark.parametrize("what", ["wait", "submit"])

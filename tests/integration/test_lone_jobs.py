@@ -14,6 +14,7 @@ import pytest
 
 import cwmp
 from cwmp import ClusterExecutor
+from tests.interrupts import interrupt_submit_everywhere
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.core
@@ -188,6 +189,11 @@ with cwmp.ClusterExecutor() as executor:
     assert executor._session.open_jobs() == 0
     print("interrupts", interrupts, "jobs", len(futures))
 """
+
+
+def test_wherever_an_interrupt_comes_in_submit(cluster: cwmp.LocalCluster) -> None:
+    with cluster.executor() as executor:
+        assert interrupt_submit_everywhere(executor) > 20
 
 
 @pytest.mark.parametrize("what", ["wait", "submit"])

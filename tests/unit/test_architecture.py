@@ -22,7 +22,7 @@ PACKAGE = ROOT / "cwmp"
 ROWS: Tuple[Tuple[str, ...], ...] = (
     ("errors", "defaults", "ids", "messages"),
     ("account", "addresses", "at_exit", "blobs", "children", "cpus", "deaths", "departure", "descriptors"),
-    ("directory", "encryption", "experience", "outbox", "patience"),
+    ("directory", "encryption", "experience", "interrupts", "outbox", "patience"),
     ("gpus", "hearsay", "home", "ingredients", "memory", "oom", "packing", "place", "records", "shelf"),
     ("captures", "frames", "references", "shortcut", "stock", "tls"),
     ("handshakes",),

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dis
 import os
 import random
 import signal
 import socket
 import ssl
 import struct
-import sys
 import threading
 import time
 from multiprocessing import AuthenticationError
@@ -26,6 +24,7 @@ from cwmp.frames import header
 from cwmp.loop import Channel, Loop
 from cwmp.tls import TlsSocket
 from cwmp.transport import TlsWire, Wire, dump_message
+from tests.interrupts import InterruptAt, Interrupted
 from tests.tls_files import certificates, needs_openssl, needs_psk
 from tests.waiting import wait_until
 
@@ -412,10 +411,6 @@ def test_what_somebody_has_altered_is_not_taken(setting: Encryption, pair: Pair)
 # --- interrupts ------------------------------------------------------------------------------
 
 
-class Interrupted(BaseException):
-    """Raised by a signal's handler."""
-
-
 @pytest.mark.parametrize("size", [10, 30_000, 300_000])
 def test_an_interrupt_finds_a_frame_not_sent_or_sent_wholly(
     setting: Encryption, pair: Pair, size: int
@@ -472,39 +467,6 @@ def test_an_interrupt_finds_a_frame_not_sent_or_sent_wholly(
     assert got[:-1] == sent
 
 
-class InterruptAt:
-    """While it is in force, raises once: at the `number`th place where Python looks for signals.
-
-    That is behind a call, at the begin of a function, and where a loop begins again.
-    """
-
-    def __init__(self, number: int) -> None:
-        self._left = number
-        self._last: Dict[int, str] = {}  # by frame: what it has just done
-        self.reached = False
-
-    def __enter__(self) -> InterruptAt:
-        sys.settrace(self._trace)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
-
-    def _trace(self, frame: Any, event: str, _arg: Any) -> Any:
-        if frame.f_code.co_filename not in (tls.__file__, transport.__file__):
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode" and not self.reached:
-            last = self._last.get(id(frame), "")
-            self._last[id(frame)] = dis.opname[frame.f_code.co_code[frame.f_lasti]]
-            if last.startswith(("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE")):
-                self._left -= 1
-                if not self._left:
-                    self.reached = True
-                    raise Interrupted
-        return self._trace
-
-
 @pytest.mark.parametrize("size", [10, 100_000])
 @pytest.mark.parametrize("encrypted", [True, False])
 def test_wherever_an_interrupt_comes(setting: Encryption, pair: Pair, size: int, encrypted: bool) -> None:
@@ -513,10 +475,10 @@ def test_wherever_an_interrupt_comes(setting: Encryption, pair: Pair, size: int,
         end.expect_long_frames()
     ours, theirs = ends
     sent: List[bytes] = []
-    for number in range(1, 500):
+    for number in range(1, 2000):
         frame = struct.pack("!I", number) * (size // 4)
         count = theirs.sent
-        interrupt = InterruptAt(number)
+        interrupt = InterruptAt(number, [tls.__file__, transport.__file__])
         receiver = Side(ours.recv_bytes)
         with contextlib.suppress(Interrupted), interrupt:
             theirs.send_bytes(frame)
@@ -526,7 +488,7 @@ def test_wherever_an_interrupt_comes(setting: Encryption, pair: Pair, size: int,
         sent.append(frame)
         if not interrupt.reached:
             break
-    assert 8 < len(sent) < 499, "everywhere, and then nowhere"
+    assert 8 < len(sent) < 1999, "everywhere, and then nowhere"
 
 
 def test_one_thread_at_a_time_uses_openssl(setting: Encryption, pair: Pair) -> None:
