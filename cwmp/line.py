@@ -27,6 +27,10 @@ class Line:
         """Send a request."""
         self._channel.send(dump_message((target, method, args, {})))
 
+    def hear_out(self) -> None:
+        """Take the replies that have come, before hanging up."""
+        self._channel.hear_out()
+
     def close(self) -> None:
         """Hang up."""
         self._channel.close()

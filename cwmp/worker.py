@@ -93,7 +93,7 @@ class Worker:
         self._joined = joined
         self._ident = joined.ident
         self._lost = None
-        self._take_line = Line(self._loop, joined.take, self._on_leases, self._on_lost)
+        self._take_line = Line(self._loop, joined.take, self._on_leases, self._on_take_lost)
         self._report_line = Line(self._loop, joined.report, self._on_receipt, self._on_lost)
 
     def close(self) -> None:
@@ -382,6 +382,12 @@ class Worker:
             self._lost = reason
             self._take_line.close()
             self._report_line.close()
+
+    def _on_take_lost(self, reason: str) -> None:
+        """What has come over the other connection says whose jobs we run: the next master will ask that."""
+        if self._lost is None:
+            self._report_line.hear_out()
+        self._on_lost(reason)
 
     def _on_child(self) -> None:
         self._child_ended = True

@@ -223,6 +223,7 @@ def test_cancelling_while_there_is_no_master(cluster: HandMadeCluster, tmp_path:
         blocking = executor.submit(note_and_wait, str(notes), 0, str(gate))
         queued = [executor.submit(note_and_wait, str(notes), n, str(gate)) for n in (1, 2, 3)]
         wait_for_lines(notes)
+        wait_until(blocking.running, timeout_s=SOON_S)  # what has just begun may be begun again
         cluster.kill_master()
         cancelled: List[bool] = []
         thread = threading.Thread(target=lambda: cancelled.append(queued[1].cancel()))
