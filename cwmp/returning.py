@@ -97,17 +97,17 @@ class Returning(Ledger):
     def offer(self, ident: int, holding: Iterable[Held], clients_may_come: bool) -> None:
         """A worker that is new here has begun these jobs elsewhere. Raises UnknownMember.
 
-        Those of clients that are here are its own from now on, unless others have them. Those of clients
-        that have yet to come wait for them, if any `clients_may_come`.
+        Those that were submitted here are its own from now on, unless others have them. Those that were not
+        wait for that, if any `clients_may_come`: who has just come may have yet to say what it has open.
         """
         worker = self._worker(ident)
         for ticket, origin, attempt in holding:
             if origin is None or origin in self._offers or ticket in worker.held:
                 continue
             client = self._clients.get(origin[0])
-            if client is not None:
-                job = client.open.get(origin[1])
-                if job is not None and job.state == QUEUED:
+            job = None if client is None else client.open.get(origin[1])
+            if client is not None and job is not None:
+                if job.state == QUEUED:
                     job = client.open[origin[1]] = job.taken_out()
                     self._note_unqueued(client, 1)
                     self._hold(worker, ticket, job, attempt)

@@ -409,3 +409,14 @@ def test_a_job_that_was_announced_is_not_announced_again() -> None:
     master.broker.submit(7, jobs(1))
     assert master.broker.running(9, [55]) == set()
     assert RUNNING not in [kind for _, kind, _ in master.events(7)]
+
+
+def test_a_job_is_not_run_again_whose_client_came_before_its_worker_and_submits_it_after() -> None:
+    master = Master("second", begun=200.0)
+    _, client = master.back(CLIENT, 5)
+    _, worker = master.back(WORKER, 7, holding=[(70, (5, 1), 1)])
+    master.broker.finish(worker["member"], [(70, RESULT, b"r")])
+    master.broker.submit(client["member"], jobs(1))
+    master.wait(defaults.HOLD_OFF_S + 1)
+    assert master.broker.take(worker["member"], 1) == []
+    assert master.events(client["member"]) == [(1, RESULT, b"r")]
