@@ -165,6 +165,7 @@ class Master:
             self.depot = Depot(blob_dir, blob_limit, self._notify, mark)
         except BaseException:
             self._server.close()
+            self._loop.close()
             raise
         self.broker = Broker(blobs=self.depot, first=1 + 1000 * random.SystemRandom().randrange(100_000))
         self.depot.on_offer = self.broker.note_request

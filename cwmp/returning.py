@@ -106,10 +106,10 @@ class Returning(Ledger):
                 continue
             client = self._clients.get(origin[0])
             job = None if client is None else client.open.get(origin[1])
-            if client is not None and job is not None:
+            if job is not None:
                 if job.state == QUEUED:
-                    job = client.open[origin[1]] = job.taken_out()
-                    self._note_unqueued(client, 1)
+                    job = job.client.open[origin[1]] = job.taken_out()
+                    self._note_unqueued(job.client, 1)
                     self._hold(worker, ticket, job, attempt)
             elif clients_may_come:
                 self._offers[origin] = _Offer(worker, ticket, attempt)

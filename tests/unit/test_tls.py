@@ -9,6 +9,7 @@ import signal
 import socket
 import ssl
 import struct
+import sys
 import threading
 import time
 from multiprocessing import AuthenticationError
@@ -475,7 +476,8 @@ def test_wherever_an_interrupt_comes(setting: Encryption, pair: Pair, size: int,
         end.expect_long_frames()
     ours, theirs = ends
     sent: List[bytes] = []
-    for number in range(1, 2000):
+    most = 500 if sys.version_info >= (3, 10) else 2000
+    for number in range(1, most):
         frame = struct.pack("!I", number) * (size // 4)
         count = theirs.sent
         interrupt = InterruptAt(number, [tls.__file__, transport.__file__])
@@ -488,7 +490,7 @@ def test_wherever_an_interrupt_comes(setting: Encryption, pair: Pair, size: int,
         sent.append(frame)
         if not interrupt.reached:
             break
-    assert 8 < len(sent) < 1999, "everywhere, and then nowhere"
+    assert 8 < len(sent) < most - 1, "everywhere, and then nowhere"
 
 
 def test_one_thread_at_a_time_uses_openssl(setting: Encryption, pair: Pair) -> None:
