@@ -24,6 +24,7 @@ from multiprocessing import AuthenticationError
 from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, Iterable, List, Optional, Set, Tuple
 
 from . import defaults, descriptors, shortcut
+from .addresses import format_address
 from .encryption import DEFAULT, Encryption
 from .entrance import Entrance
 from .errors import CwmpError
@@ -387,6 +388,7 @@ def _listen(address: Tuple[str, int]) -> socket.socket:
             raise
     except OSError as error:
         reason = error.strerror or str(error)
-        raise type(error)(error.errno, f"cannot listen on {host or '*'}:{port}: {reason.lower()}") from error
+        place = format_address(host or "*", port)
+        raise type(error)(error.errno, f"cannot listen on {place}: {reason.lower()}") from error
     sock.setblocking(False)
     return sock

@@ -96,8 +96,7 @@ def _serve(args: argparse.Namespace) -> int:
             listed_in=None if args.unlisted else str(home.home()),
         )
     except OSError as error:
-        place = rendezvous.format_address(bind or "*", args.port)
-        raise common.Failed(f"cannot listen on {place}: {error.strerror or error}") from None
+        raise common.Failed(error.strerror or str(error)) from None  # which names the address
     common.on_stop_signals(master.stop)
     threading.stack_size(STACK_BYTES)
     _relax_collector()

@@ -210,6 +210,7 @@ def test_a_port_in_use_is_told_in_one_line(own_home: Path) -> None:
         port = str(taken.getsockname()[1])
         result = done("cwmp-master", "--host", "127.0.0.1", "--port", port, status=1)
     assert result.stderr.startswith(f"cwmp-master: cannot listen on 127.0.0.1:{port}: ")
+    assert result.stderr.count("cannot listen") == 1
     assert "in use" in result.stderr
     assert result.stderr.count("\n") == 1
     assert files_in(own_home) == []
